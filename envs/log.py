@@ -446,15 +446,21 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def check_new_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    """`folder` as a path. Raises `InputError` where it exists and `overwrite` is off."""
+    target = Path(folder)
+    if target.exists() and not overwrite:
+        raise InputError(f"{target}: already exists and is not overwritten; choose another --out or pass --overwrite")
+    return target
+
+
 @contextmanager
 def new_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its name when the block ends well, and vanishes otherwise.
 
     Raises `InputError` where `folder` exists and `overwrite` is off.
     """
-    target = Path(folder)
-    if target.exists() and not overwrite:
-        raise InputError(f"{target}: already exists and is not overwritten; choose another --out or pass --overwrite")
+    target = check_new_folder(folder, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:

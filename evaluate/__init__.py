@@ -1,0 +1,38 @@
+"""The one evaluator: what a recommender is, how it is ranked, and the tables made from the ranks.
+
+Names are loaded when first used, so that importing the package stays cheap.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Finding": "protocol",
+    "Recommender": "protocol",
+    "RecommenderError": "protocol",
+    "check_recommender": "protocol",
+    "rank_bounds": "ranks",
+    "purchase_recall": "events",
+    "rank_events": "events",
+    "slice_masks": "events",
+    "mrr": "metrics",
+    "ndcg": "metrics",
+    "recall": "metrics",
+    "session_bootstrap": "statistics",
+    "console_table": "table",
+    "long_table": "table",
+    "markdown_table": "table",
+    "print_table": "table",
+    "read_table": "table",
+    "write_table": "table",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,5 @@
+"""``python -m sessiongym``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,146 @@
+"""What an A3C or IRN agent is made of. Every choice that the IRN paper leaves open is a field; presets are instances.
+
+Source: "Purchase as Reward: Session-based Recommendation by Imagination Reconstruction" (under review, ICLR 2019),
+below "the paper".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..envs.sparsity import Drop
+from ..errors import InputError
+
+PolicyWeight = Literal["advantage", "positive_advantage", "return", "one"]
+PolicyAt = Literal["every", "reward"]
+Reconstruction = Literal["after", "before", "alone"]
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """One recurrent agent: its network, its rewards and losses, its imagination, its training."""
+
+    hidden_units: int = 256
+    """Units of the LSTM (the paper, section 5.1)."""
+    embedding_dim: int | None = None
+    """Size of the item embedding; None feeds one-hot items straight into the gates, as the paper prints."""
+    tied: bool = False
+    """The output layer is the item embedding; needs `embedding_dim`."""
+    dropout: float = 0.0
+    """Share of zeroed entries in embeddings and before the output layer while training."""
+    copy_window: int = 0
+    """The last so many items of the session get a learned bonus on their logits (`nn.copying`); 0: no copy head."""
+
+    click_reward: float = 0.0
+    """Reward of a click: 1 in the paper's -F agents, 0 in its -P agents."""
+    purchase_reward: float = 5.0
+    """Reward of a purchase (the paper, section 5.1)."""
+    density: float = 1.0
+    """Share of the training purchases that stay (the paper, section 5.3)."""
+    drop: Drop = "event"
+    """What happens to the others; see `envs.sparsity.thin_purchases`."""
+    gamma: float = 0.99
+    """Discount per event (the paper, section 5.1), of rewards and of imagined steps."""
+    n_steps: int = 1
+    """Rewards summed before the bootstrap (the paper: 3 for -F; -P updates with the immediate reward)."""
+    bootstrap: bool = False
+    """Add gamma^n_steps V^-(s) of the state n_steps later, unless the session ended before."""
+    policy_at: PolicyAt = "reward"
+    """Events at which the policy is updated: every one, or those whose reward is above 0 (the paper's -P)."""
+    policy_weight: PolicyWeight = "advantage"
+    """What multiplies log pi of the logged item: G - V as printed, its positive part, G alone, or 1 (cross-entropy)."""
+    value_coefficient: float = 0.5
+    """Weight of the squared advantage; 0 leaves the value head untrained."""
+    value_gradient: Literal["flows", "stopped"] = "flows"
+    """Whether the value loss reaches the LSTM that value and policy share."""
+
+    imagination_weight: float = 0.0
+    """Weight of the reconstruction loss, eq. 4 of the paper; 0 is plain A3C."""
+    breadth: int = 2
+    """n: imagined trajectories per state, with distinct first items (the paper, section 4.2)."""
+    depth: int = 2
+    """m: imagined steps per trajectory (the paper, section 4.2)."""
+    reconstruction: Reconstruction = "after"
+    """State whose logit of the imagined item is pushed to 1: the one that contains it, the one before it, or the state
+    of that item alone."""
+    imagination_start: int = 0
+    """Training events before the first imagination."""
+
+    lanes: int = 16
+    """B: sessions walked at once (the paper's M; lanes x unroll = 128 events an update)."""
+    unroll: int = 8
+    """T: steps of back-propagation through time between updates; the state is carried over."""
+    refresh_events: int = 64_000
+    """Events between refreshes of the frozen imagination policy and of V^- (the paper: 500 iterations of 128)."""
+    learning_rate: float = 1e-3
+    """Of Adam (the paper, section 5.1)."""
+    clip_norm: float = 40.0
+    """Largest global norm of a gradient."""
+    order: Literal["chronological", "shuffled"] = "shuffled"
+    """Order of the training sessions within an epoch."""
+    epochs: int = 10
+    """Largest number of passes over the training sessions."""
+    patience: int = 3
+    """Epochs without a better validation score before training stops."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_units", "n_steps", "breadth", "depth", "lanes", "unroll", "refresh_events", "epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.tied and self.embedding_dim is None:
+            raise InputError("tied: expected an embedding_dim to tie the output layer to, found None; set one")
+        if self.copy_window < 0:
+            raise InputError(f"copy_window: expected 0 or more items, found {self.copy_window}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout: expected a share in [0, 1), found {self.dropout}")
+        if self.bootstrap and self.n_steps > self.unroll:
+            raise InputError(
+                f"n_steps: expected at most unroll={self.unroll} rewards before the bootstrap, found {self.n_steps}"
+            )
+        for name, allowed in (
+            ("policy_at", ("every", "reward")),
+            ("policy_weight", ("advantage", "positive_advantage", "return", "one")),
+            ("value_gradient", ("flows", "stopped")),
+            ("reconstruction", ("after", "before", "alone")),
+            ("drop", ("event", "reward", "click")),
+            ("order", ("chronological", "shuffled")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
+
+
+PAPER = AgentConfig()
+"""The paper read literally where it speaks (the base of every ``@paper`` preset)."""
+
+PRACTICAL = AgentConfig(
+    hidden_units=128,
+    embedding_dim=128,
+    tied=True,
+    dropout=0.3,
+    copy_window=20,
+    policy_weight="positive_advantage",
+    value_gradient="stopped",
+    epochs=20,
+)
+"""Settled on validation data (the base of every preset without a suffix)."""
+
+_FULL = {"click_reward": 1.0, "n_steps": 3, "bootstrap": True, "policy_at": "every"}
+_CROSS_ENTROPY = {"policy_weight": "one", "value_coefficient": 0.0}
+
+
+def _presets(base: AgentConfig, imagination: dict) -> dict[str, AgentConfig]:
+    return {
+        "lstm": replace(base, click_reward=1.0, purchase_reward=1.0, policy_at="every", **_CROSS_ENTROPY),
+        "lstm-purchase": replace(base, **_CROSS_ENTROPY),
+        "a3c-f": replace(base, **_FULL),
+        "a3c-p": base,
+        "irn-p": replace(base, **imagination),
+    }
+
+
+PRESETS = {
+    "paper": _presets(PAPER, {"imagination_weight": 1.0}),
+    "practical": _presets(PRACTICAL, {"imagination_weight": 0.03, "imagination_start": 64_000}),
+}
+"""Configurations by preset and name; `lstm` and `lstm-purchase` are the controls: the same network, cross-entropy."""

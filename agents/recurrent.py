@@ -1,0 +1,120 @@
+"""`RecurrentAgent`: a trained policy as a recommender, and its training from the first epoch to the last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..envs.log import SessionBatch, SessionLog
+from ..envs.observation import session_windows
+from ..nn.policy import RecurrentPolicy
+from .a3c import network_config
+from .config import AgentConfig
+
+Validate = Callable[["RecurrentAgent"], float]
+
+
+class RecurrentAgent:
+    """Implements the `Recommender` protocol; a score is a logit of the policy."""
+
+    deterministic = False
+
+    def __init__(self, config: AgentConfig, seed: int = 0, device: str = "cpu") -> None:
+        self.config, self.seed, self.device = config, seed, torch.device(device)
+        self.policy: RecurrentPolicy | None = None
+
+    def fit(
+        self,
+        train: SessionLog,
+        valid: SessionLog | None = None,
+        *,
+        validate: Validate | None = None,
+        folder: Path | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> Self:
+        """Train on `train`; keep the epoch with the best `validate` score, or the last where there is none.
+
+        With a `folder` scalars and a checkpoint per epoch are written there, and training goes on from one it finds.
+        """
+        from .training import train_agent
+
+        train_agent(self, train, valid, validate=validate, folder=folder, progress=progress)
+        return self
+
+    @torch.no_grad()
+    def score_sessions(self, batch: SessionBatch) -> Tensor:
+        """[P, N] float32 logits, on the agent's device."""
+        return self._trained().logits(self.encode(batch)[0], self.windows(batch))
+
+    def windows(self, batch: SessionBatch) -> Tensor | None:
+        """[P, W] the last items of each state, where the network has a copy head."""
+        width = self.config.copy_window
+        if width == 0:
+            return None
+        windows = session_windows(batch, width, self._trained().n_items)
+        return torch.from_numpy(windows.astype(np.int64)).to(self.device)
+
+    @torch.no_grad()
+    def encode(self, batch: SessionBatch) -> tuple[Tensor, Tensor]:
+        """(h, c) [P, H]: the recurrent state before each event to predict.
+
+        Sessions advance together, longest first, and leave as they end, so that nothing is padded.
+        """
+        policy = self._trained()
+        length = np.diff(batch.offset)
+        by_length = np.argsort(-length, kind="stable")
+        rows_before = batch.offset - np.arange(batch.n_sessions + 1)
+        n_active = np.searchsorted(-length[by_length], -np.arange(2, int(length.max(initial=0)) + 1), side="right")
+        items = torch.from_numpy(np.asarray(batch.item, dtype=np.int64)).to(self.device)
+        first_event = torch.from_numpy(batch.offset[:-1][by_length]).to(self.device)
+        first_row = torch.from_numpy(rows_before[:-1][by_length]).to(self.device)
+        hidden = policy.w_hh.new_empty(batch.n_rows, self.config.hidden_units)
+        cell = torch.empty_like(hidden)
+        h, c = policy.initial_state(batch.n_sessions)
+        for t, n in enumerate(n_active.tolist()):
+            h, c = policy.step(items[first_event[:n] + t], (h[:n], c[:n]))
+            hidden[first_row[:n] + t], cell[first_row[:n] + t] = h, c
+        return hidden, cell
+
+    def recommend(self, history: SessionBatch, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k best next items of one live session and their scores, best first."""
+        # The last event of a batch is only ever a target, so one more (any item) makes the whole history a state.
+        events = [np.append(column, column[-1:]) for column in (history.item, history.kind, history.time)]
+        offset = np.array([0, len(events[0])])
+        scores = self.score_sessions(SessionBatch(*events, offset=offset))[-1]
+        best = torch.sort(scores, descending=True, stable=True)
+        return best.indices[:k].cpu().numpy(), best.values[:k].cpu().numpy()
+
+    def build(self, n_items: int) -> RecurrentPolicy:
+        """A network of the configured shape, to load weights into."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return RecurrentPolicy(n_items, network_config(self.config), generator).to(self.device)
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.safetensors`` and ``agent.json``."""
+        policy = self._trained()
+        save_file({k: v.contiguous() for k, v in policy.state_dict().items()}, folder / "model.safetensors")
+        content = {"n_items": policy.n_items, "seed": self.seed, "config": asdict(self.config)}
+        (folder / "agent.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu") -> RecurrentAgent:
+        """The agent that `save` wrote."""
+        content: dict[str, Any] = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
+        agent = cls(AgentConfig(**content["config"]), content["seed"], device)
+        agent.policy = agent.build(content["n_items"])
+        agent.policy.load_state_dict(load_file(folder / "model.safetensors", device=str(agent.device)))
+        return agent
+
+    def _trained(self) -> RecurrentPolicy:
+        if self.policy is None:
+            raise RuntimeError("the agent has no weights yet: call fit or load first")
+        return self.policy

@@ -1,0 +1,106 @@
+"""The training loop of the recurrent agents: epochs of rollouts, validation, early stopping, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..envs.log import SessionLog
+from ..envs.replay import ReplayVectorEnv
+from ..scalars import ScalarLog
+from .a3c import A3CLearner
+from .probes import probe
+from .recurrent import RecurrentAgent, Validate
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def train_agent(
+    agent: RecurrentAgent,
+    train: SessionLog,
+    valid: SessionLog | None,
+    *,
+    validate: Validate | None = None,
+    folder: Path | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> None:
+    """Train `agent` on the logged events of `train`; it ends with the weights of the best epoch on validation.
+
+    An epoch walks every session once (the last, unfinished ones of a pass excepted). Each epoch starts with fresh
+    lanes, so a run that goes on from the checkpoint of an epoch ends with the same weights as one left alone.
+    """
+    config = agent.config
+    env = ReplayVectorEnv(
+        train,
+        num_envs=config.lanes,
+        window=1,
+        feedback="logged",
+        rewards=(config.click_reward, config.purchase_reward),
+        density=config.density,
+        drop=config.drop,
+        density_seed=agent.seed,
+        order=config.order,
+    )
+    n_decisions = int(np.maximum(env.log.length - 1, 0).sum())
+    n_updates = max(n_decisions // (config.lanes * config.unroll), 1)
+    learner = A3CLearner(config, train.n_items, agent.seed, agent.device)
+    agent.policy = learner.policy
+
+    first_epoch, best_score, best_epoch, best, history = _resume(folder, learner)
+    scalars = ScalarLog(folder, history)
+    for epoch in range(first_epoch, config.epochs):
+        if epoch - best_epoch > config.patience:
+            break
+        env.reset(seed=agent.seed * 100_003 + epoch)
+        learner.start(env.rollout)
+        for update in range(n_updates):
+            learner.update()
+            if progress is not None and update % 20 == 0:
+                text = f"epoch {epoch + 1}/{config.epochs}" + (f", best {best_score:.4f}" if best else "")
+                progress(epoch * n_updates + update, config.epochs * n_updates, text)
+        record = {"epoch": float(epoch), "events": float(learner.events), **learner.take_metrics()}
+        if valid is not None:
+            record |= probe(agent, valid)
+        score = float(epoch) if validate is None else validate(agent)
+        if validate is not None:
+            record["validation"] = score
+        if score > best_score:
+            best_score, best_epoch = score, epoch
+            best = {k: v.detach().clone() for k, v in learner.policy.state_dict().items()}
+        scalars.add(record)
+        if folder is not None:
+            _save(folder, learner, best, {"best_score": best_score, "best_epoch": best_epoch}, scalars.history)
+    scalars.close()
+    learner.policy.load_state_dict(best)
+
+
+def _save(
+    folder: Path, learner: A3CLearner, best: dict[str, Tensor], marks: dict[str, float], history: list[dict]
+) -> None:
+    """One file, replaced in one step: a run cut off at any moment leaves the last whole checkpoint."""
+    tensors = learner.state_tensors() | {f"best.{k}": v for k, v in best.items()}
+    metadata = {"marks": json.dumps(marks), "history": json.dumps(history)}
+    temporary = folder / f"{CHECKPOINT}.tmp"
+    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, temporary, metadata=metadata)
+    os.replace(temporary, folder / CHECKPOINT)
+
+
+def _resume(folder: Path | None, learner: A3CLearner) -> tuple[int, float, int, dict[str, Tensor], list[dict]]:
+    """First epoch to train, best score, its epoch, its weights, the scalars so far."""
+    file = None if folder is None else folder / CHECKPOINT
+    if file is None or not file.exists():
+        return 0, -float("inf"), 0, {}, []
+    tensors = load_file(file, device=str(learner.device))
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    marks, history = json.loads(metadata["marks"]), json.loads(metadata["history"])
+    learner.load_state_tensors(tensors)
+    best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
+    return len(history), marks["best_score"], int(marks["best_epoch"]), best, history

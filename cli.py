@@ -1,0 +1,340 @@
+"""The command ``sessiongym``: parses, calls, prints. Everything slow is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from .envs.sources.options import CHOICE_SETS_OPTIONS, RECSYS15_OPTIONS, TABLE_OPTIONS, PrepareOptions, TableFormat
+from .errors import InputError
+from .evaluate.models import DEFAULT_MODELS
+
+_SHOP_SESSIONS, _SHOP_ITEMS = 4_000, 1_000
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train models, rank the same events with each, print one table.
+
+    Without --data a small simulated shop is made first, so nothing has to be downloaded. Finished cells are kept: after
+    Ctrl-C the same command goes on from there.
+    """
+
+    data: Path | None = None
+    """Folder that `prepare` or `shop` wrote."""
+    models: list[str] = field(default_factory=lambda: list(DEFAULT_MODELS))
+    """NAME, NAME@paper, or NAME:field=value,..."""
+    seeds: int = 1
+    """Training seeds 0..K-1 of every trained model; a published table needs at least 5."""
+    out: Path = Path("runs/compare")
+    """Folder for table.csv, table.md, events.parquet and manifest.json."""
+    references: bool = True
+    """Add the shortcuts and controls that every table should carry."""
+    ks: tuple[int, ...] = (3, 5, 10)
+    """List lengths K, separated by commas."""
+    ties: Literal["expected", "optimistic", "pessimistic"] = "expected"
+    """How equal scores count."""
+    jobs: int | None = None
+    """Cells computed side by side, one thread each (default: one a core; 1 on a GPU)."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N or auto."""
+    cells: Path | None = None
+    """Folder of finished cells, shared by comparisons (default: `cells` beside --out)."""
+    overwrite: bool = False
+    """Replace another comparison in --out."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one model into a folder of its own."""
+
+    model: Positional[str]
+    """NAME, NAME@paper, or NAME:field=value,..."""
+    data: Path
+    """Folder that `prepare` or `shop` wrote."""
+    out: Path
+    """Folder of the run; an interrupted training goes on with the same command."""
+    seed: int = 0
+    """Seed of every random draw."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N or auto."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Rank the test split with a trained run; print its table and keep it in the run."""
+
+    run: Positional[Path]
+    """Folder that `train` wrote."""
+    data: Path
+    """Folder that the run was trained on."""
+    ks: tuple[int, ...] = (3, 5, 10)
+    """List lengths K, separated by commas."""
+    ties: Literal["expected", "optimistic", "pessimistic"] = "expected"
+    """How equal scores count."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N or auto."""
+
+
+@dataclass(frozen=True)
+class RecSys15:
+    """The files of the RecSys Challenge 2015, prepared as the IRN paper did."""
+
+    clicks: Path
+    """yoochoose-clicks.dat: session,ISO-8601 time,item,category; no header."""
+    buys: Path
+    """yoochoose-buys.dat: session,ISO-8601 time,item,price,quantity; no header."""
+    out: Path
+    """Folder to write."""
+    options: PrepareOptions = RECSYS15_OPTIONS
+    overwrite: bool = False
+    """Replace the folder if it exists."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Any CSV or Parquet file of events with named columns."""
+
+    format: TableFormat
+    out: Path
+    """Folder to write."""
+    options: PrepareOptions = TABLE_OPTIONS
+    overwrite: bool = False
+    """Replace the folder if it exists."""
+
+
+@dataclass(frozen=True)
+class ChoiceSets:
+    """RecSys15 buyer sessions as sets, a line each: `click click ...;bought bought ...`. An order is imposed."""
+
+    file: Path
+    """The file."""
+    out: Path
+    """Folder to write."""
+    options: PrepareOptions = CHOICE_SETS_OPTIONS
+    overwrite: bool = False
+    """Replace the folder if it exists."""
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Turn raw logs into a folder with train/, valid/, test/ and manifest.json."""
+
+    source: (
+        Annotated[RecSys15, subcommand("recsys15")]
+        | Annotated[Table, subcommand("table")]
+        | Annotated[ChoiceSets, subcommand("choice-sets")]
+    )
+
+
+@dataclass(frozen=True)
+class MakeShop:
+    """Simulate a shop and prepare its log."""
+
+    out: Path
+    """Folder to write."""
+    sessions: int = _SHOP_SESSIONS
+    """Sessions to simulate."""
+    items: int = _SHOP_ITEMS
+    """Items in the catalogue."""
+    options: PrepareOptions = replace(TABLE_OPTIONS, test_days=3.0, valid_days=3.0)
+    overwrite: bool = False
+    """Replace the folder if it exists."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Say what a folder is and what is in it."""
+
+    folder: Positional[Path]
+    """Folder that sessiongym wrote."""
+
+
+Command = (
+    Annotated[Compare, subcommand("compare")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Prepare, subcommand("prepare")]
+    | Annotated[MakeShop, subcommand("shop")]
+    | Annotated[Info, subcommand("info")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exits with 2 for bad input, 130 after Ctrl-C."""
+    registry = ConstructorRegistry()
+    registry.primitive_rule(_comma_separated)
+    command: Any = tyro.cli(
+        OmitSubcommandPrefixes[OmitArgPrefixes[Command]],  # type: ignore[valid-type]
+        prog="sessiongym",
+        description="A testbed for reinforcement learning on recorded shopping sessions.",
+        args=arguments,
+        registry=registry,
+    )
+    try:
+        _run(command)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(command: Any) -> None:
+    match command:
+        case Compare():
+            _compare(command)
+        case Train():
+            _train(command)
+        case Evaluate():
+            _evaluate(command)
+        case Prepare():
+            _prepare(command.source)
+        case MakeShop():
+            _make_shop(command)
+        case Info():
+            _info(command.folder)
+
+
+def _compare(command: Compare) -> None:
+    from .evaluate.compare import compare
+    from .evaluate.models import parse_models
+    from .evaluate.runs import check_device
+
+    # Names and devices are checked before anything slow starts.
+    parse_models(command.models)
+    check_device(command.device)
+    data = _open_data(command.data or _default_shop(command.out.parent))
+    result = compare(
+        data,
+        command.models,
+        command.seeds,
+        command.out,
+        references=command.references,
+        cells=command.cells,
+        jobs=command.jobs,
+        device=command.device,
+        ks=command.ks,
+        ties=command.ties,
+        overwrite=command.overwrite,
+    )
+    from .evaluate.table import print_table
+
+    print_table(result.long, notes=result.notes, ties=command.ties)
+    print(f"written to {result.folder}: table.csv, table.md, events.parquet, manifest.json")
+
+
+def _default_shop(parent: Path) -> Path:
+    folder = parent / f"shop-{_SHOP_SESSIONS}x{_SHOP_ITEMS}-seed0"
+    if not folder.exists():
+        _make_shop(MakeShop(out=folder))
+    return folder
+
+
+def _train(command: Train) -> None:
+    import torch
+
+    from .evaluate.models import parse_model
+    from .evaluate.runs import check_device, train_run
+    from .progress import ProgressDisplay
+
+    spec, device = parse_model(command.model), check_device(command.device)
+    data = _open_data(command.data)
+    # As in `compare`, so that both give the same weights.
+    torch.set_num_threads(1)
+    with ProgressDisplay() as display:
+
+        def progress(done: int, total: int, text: str) -> None:
+            display.update(spec.label, done, total, text)
+
+        train_run(command.out, spec, data, command.seed, device, progress)
+        display.finish(spec.label, f"finished, in {command.out}")
+
+
+def _evaluate(command: Evaluate) -> None:
+    from .evaluate.runs import check_device, open_run, rank_into
+    from .evaluate.table import long_table, print_table, write_table
+
+    device, data = check_device(command.device), _open_data(command.data)
+    run, model = open_run(command.run, data, device)
+    events = rank_into(command.run, model, data)
+    long = long_table({run["model"]: {run["seed"]: events}}, command.ks, command.ties)
+    write_table(long, command.run / "table.csv")
+    print_table(long, notes=data.notes, ties=command.ties)
+    print(f"written to {command.run}: table.csv, events.parquet")
+
+
+def _prepare(source: RecSys15 | Table | ChoiceSets) -> None:
+    from .envs.log import check_new_folder
+    from .envs.sources.choice_sets import prepare_choice_sets
+    from .envs.sources.recsys15 import prepare_recsys15
+    from .envs.sources.table import prepare_table
+
+    check_new_folder(source.out, source.overwrite)
+    match source:
+        case RecSys15():
+            data = prepare_recsys15(source.clicks, source.buys, source.options, _say)
+        case Table():
+            data = prepare_table(source.format, source.options, _say)
+        case ChoiceSets():
+            data = prepare_choice_sets(source.file, source.options, _say)
+    data.save(source.out, source.overwrite)
+    _info(source.out)
+
+
+def _make_shop(command: MakeShop) -> None:
+    from .envs.log import check_new_folder
+    from .envs.shop.prepare import prepare_shop
+
+    check_new_folder(command.out, command.overwrite)
+    data = prepare_shop(command.sessions, command.items, command.options, _say)
+    data.save(command.out, command.overwrite)
+    _info(command.out)
+
+
+def _info(folder: Path) -> None:
+    from .describe import describe_folder
+
+    print(describe_folder(folder))
+
+
+def _open_data(folder: Path) -> Any:
+    from .envs.log import PreparedData
+
+    return PreparedData.open(folder)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _comma_separated(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Tuples are one argument with commas, as in ``--click fav,cart`` and ``--random-split 0.8,0.1,0.1``."""
+    from typing import get_args, get_origin
+
+    if get_origin(info.type) is not tuple:
+        return None
+    element = get_args(info.type)[0]
+    length = None if get_args(info.type)[-1] is Ellipsis else len(get_args(info.type))
+
+    def parse(texts: list[str]) -> tuple:
+        values = tuple(element(text) for text in texts[0].split(","))
+        if length is not None and len(values) != length:
+            raise ValueError(f"expected {length} values separated by commas, found {len(values)}")
+        return values
+
+    name = "V" if element is str else "X"
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=",".join([name] * (length or 2)) + ("" if length else ",..."),
+        instance_from_str=parse,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(map(str, value))],
+    )

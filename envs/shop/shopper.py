@@ -1,0 +1,366 @@
+"""How a shopper behaves: one step at a time, one lane a shopper, compiled.
+
+A shopper has a hidden intent (a cluster of items, a price level, an urgency) and goes through BROWSING, BUYING and
+LINGERING to GONE. Each lane draws from a stream of its own, so that a shopper does the same whatever the others do.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from ..log import CLICK, PURCHASE
+from .catalogue import Catalogue
+from .config import ShopConfig
+
+BROWSING, BUYING, LINGERING, GONE = 0, 1, 2, 3
+"""Values of `Shoppers.phase`."""
+
+_LONGEST_PAUSE = 3_600.0
+_TRIES = 30
+
+# SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): one word of state a lane, any word a good seed.
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_SHIFT_1, _SHIFT_2, _SHIFT_3, _SHIFT_4 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+
+
+class Rates(NamedTuple):
+    """The part of `ShopConfig` that compiled code reads, all float64; the meanings are given there."""
+
+    n_levels: float
+    buyer_share: float
+    decide_rate: float
+    urgency_spread: float
+    commitment: float
+    max_events: float
+    reload: float
+    back: float
+    follow: float
+    detour: float
+    wander: float
+    drift: float
+    click_level_pull: float
+    forgetting: float
+    revisit_pull: float
+    cluster_pull: float
+    level_pull: float
+    rebuy_penalty: float
+    accessory_share: float
+    basket_growth: float
+    linger: float
+    dwell: float
+    dwell_spread: float
+    basket_gap: float
+    rank_decay: float
+
+
+class Shoppers(NamedTuple):
+    """State of B shoppers who can see M items each (M = `ShopConfig.max_events`)."""
+
+    stream: np.ndarray
+    """[B] uint64, state of the lane's random stream."""
+    start: np.ndarray
+    """[B] int64, nanoseconds since the epoch, start of the session."""
+    cluster: np.ndarray
+    """[B] int32, the intent's cluster."""
+    level: np.ndarray
+    """[B] int32, the price level looked for."""
+    urgency: np.ndarray
+    """[B] float64, multiplies the chance to decide and divides the pauses."""
+    buyer: np.ndarray
+    """[B] bool, whether the session ends with a purchase."""
+    phase: np.ndarray
+    """[B] int8, BROWSING, BUYING, LINGERING or GONE."""
+    n_events: np.ndarray
+    """[B] int32, events so far."""
+    n_seen: np.ndarray
+    """[B] int32, distinct items so far."""
+    seen: np.ndarray
+    """[B, M] int32, those items, the last one last."""
+    visits: np.ndarray
+    """[B, M] int32, times that `seen` was clicked or bought."""
+    bought: np.ndarray
+    """[B, M] bool, whether `seen` is in the basket."""
+
+
+def rates_of(config: ShopConfig) -> Rates:
+    return Rates(*(float(getattr(config, name)) for name in Rates._fields))
+
+
+def empty_lanes(n_lanes: int, max_events: int) -> Shoppers:
+    """Lanes without shoppers; `arrive` puts one in."""
+    return Shoppers(
+        stream=np.zeros(n_lanes, np.uint64),
+        start=np.zeros(n_lanes, np.int64),
+        cluster=np.zeros(n_lanes, np.int32),
+        level=np.zeros(n_lanes, np.int32),
+        urgency=np.ones(n_lanes),
+        buyer=np.zeros(n_lanes, np.bool_),
+        phase=np.full(n_lanes, GONE, np.int8),
+        n_events=np.zeros(n_lanes, np.int32),
+        n_seen=np.zeros(n_lanes, np.int32),
+        seen=np.zeros((n_lanes, max_events), np.int32),
+        visits=np.zeros((n_lanes, max_events), np.int32),
+        bought=np.zeros((n_lanes, max_events), np.bool_),
+    )
+
+
+@njit(cache=True)
+def _uniform(shoppers: Shoppers, lane: int) -> float:
+    state = shoppers.stream[lane] + _GAMMA
+    shoppers.stream[lane] = state
+    state = (state ^ (state >> _SHIFT_1)) * _MIX_1
+    state = (state ^ (state >> _SHIFT_2)) * _MIX_2
+    state ^= state >> _SHIFT_3
+    return (state >> _SHIFT_4) * 2.0**-53
+
+
+@njit(cache=True)
+def _normal(shoppers: Shoppers, lane: int) -> float:
+    radius = np.sqrt(-2.0 * np.log(1.0 - _uniform(shoppers, lane)))
+    return radius * np.cos(2.0 * np.pi * _uniform(shoppers, lane))
+
+
+@njit(cache=True)
+def _geometric_rank(shoppers: Shoppers, lane: int, decay: float, count: int) -> int:
+    # Going round the list leaves the ratios of the geometric law as they are.
+    rank = 0
+    while _uniform(shoppers, lane) < decay:
+        rank = (rank + 1) % count
+    return rank
+
+
+@njit(cache=True)
+def _draw(shoppers: Shoppers, lane: int, cumulative: np.ndarray, first: int, end: int) -> int:
+    """A position in first..end-1 by the cumulative weights given there; numba's searchsorted takes long to compile."""
+    mark = _uniform(shoppers, lane)
+    while first < end:
+        middle = (first + end) // 2
+        if cumulative[middle] > mark:
+            end = middle
+        else:
+            first = middle + 1
+    return first
+
+
+@njit(cache=True)
+def _draw_cluster(shoppers: Shoppers, lane: int, catalogue: Catalogue) -> int:
+    return _draw(shoppers, lane, catalogue.cluster_cumulative, 0, len(catalogue.cluster_cumulative))
+
+
+@njit(cache=True)
+def arrive(shoppers: Shoppers, lane: int, stream: np.uint64, start: int, catalogue: Catalogue, rates: Rates) -> None:
+    """Put a new shopper into a lane: intent, price level, urgency, and whether this one will buy."""
+    shoppers.stream[lane] = stream
+    shoppers.start[lane] = start
+    shoppers.cluster[lane] = _draw_cluster(shoppers, lane, catalogue)
+    shoppers.level[lane] = int(_uniform(shoppers, lane) * rates.n_levels)
+    spread = rates.urgency_spread
+    shoppers.urgency[lane] = np.exp(spread * _normal(shoppers, lane) - 0.5 * spread * spread)
+    shoppers.buyer[lane] = _uniform(shoppers, lane) < rates.buyer_share
+    shoppers.phase[lane] = BROWSING
+    shoppers.n_events[lane] = 0
+    shoppers.n_seen[lane] = 0
+
+
+@njit(cache=True)
+def step(shoppers: Shoppers, lane: int, catalogue: Catalogue, rates: Rates) -> tuple[int, int, float]:
+    """The shopper's next event: (item, CLICK or PURCHASE, seconds since the last one); item -1 once gone."""
+    was_buying = shoppers.phase[lane] == BUYING
+    _advance_phase(shoppers, lane, rates)
+    phase = shoppers.phase[lane]
+    if phase == GONE:
+        return -1, CLICK, 0.0
+    if phase == BUYING:
+        kind, item = PURCHASE, _buy(shoppers, lane, catalogue, rates)
+    else:
+        kind, item = CLICK, _browse(shoppers, lane, catalogue, rates)
+    shoppers.n_events[lane] += 1
+    if was_buying and phase == BUYING:
+        return item, kind, rates.basket_gap
+    pause = rates.dwell / shoppers.urgency[lane] * np.exp(rates.dwell_spread * _normal(shoppers, lane))
+    return item, kind, min(pause, _LONGEST_PAUSE)
+
+
+@njit(cache=True)
+def _advance_phase(shoppers: Shoppers, lane: int, rates: Rates) -> None:
+    n_events = shoppers.n_events[lane]
+    if n_events >= rates.max_events:
+        shoppers.phase[lane] = GONE
+    elif shoppers.phase[lane] == BROWSING:
+        buyer = shoppers.buyer[lane]
+        # A session has at least two events, and a buyer's last one is left for the purchase.
+        if n_events >= (1 if buyer else 2) and (
+            n_events >= rates.max_events - 1 or _uniform(shoppers, lane) < rates.decide_rate * shoppers.urgency[lane]
+        ):
+            shoppers.phase[lane] = BUYING if buyer else GONE
+    elif shoppers.phase[lane] == BUYING:
+        if _uniform(shoppers, lane) >= rates.basket_growth or _all_bought(shoppers, lane):
+            shoppers.phase[lane] = LINGERING
+    if shoppers.phase[lane] == LINGERING and _uniform(shoppers, lane) >= rates.linger:
+        shoppers.phase[lane] = GONE
+
+
+@njit(cache=True)
+def _all_bought(shoppers: Shoppers, lane: int) -> bool:
+    for position in range(shoppers.n_seen[lane]):
+        if not shoppers.bought[lane, position]:
+            return False
+    return True
+
+
+@njit(cache=True)
+def _browse(shoppers: Shoppers, lane: int, catalogue: Catalogue, rates: Rates) -> int:
+    """One click: stay, follow a transition, look for something fresh, or go back. A recommendation would join here."""
+    n_seen = shoppers.n_seen[lane]
+    if n_seen == 0:
+        item = _fresh(shoppers, lane, catalogue, rates)
+    else:
+        last = shoppers.seen[lane, n_seen - 1]
+        choice = _uniform(shoppers, lane)
+        if n_seen == 1:
+            choice *= 1.0 - rates.back
+        if choice < rates.reload:
+            item = last
+        elif choice < rates.reload + rates.follow:
+            item = _follow(shoppers, lane, last, catalogue, rates)
+        elif choice < 1.0 - rates.back or n_seen == 1:
+            item = _fresh(shoppers, lane, catalogue, rates)
+        else:
+            item = shoppers.seen[lane, _wanted(shoppers, lane, n_seen - 1, rates.forgetting, catalogue, rates)]
+            shoppers.urgency[lane] *= 1.0 + rates.commitment
+    if catalogue.cluster[item] != shoppers.cluster[lane] and _uniform(shoppers, lane) < rates.drift:
+        shoppers.cluster[lane] = catalogue.cluster[item]
+        shoppers.level[lane] = catalogue.level[item]
+    _remember(shoppers, lane, item)
+    return item
+
+
+@njit(cache=True)
+def _follow(shoppers: Shoppers, lane: int, last: int, catalogue: Catalogue, rates: Rates) -> int:
+    if _uniform(shoppers, lane) < rates.detour:
+        item = int(catalogue.detour[last])
+    else:
+        n_successors = catalogue.successor.shape[1]
+        rank = _geometric_rank(shoppers, lane, rates.rank_decay, n_successors)
+        item = int(catalogue.successor[last, rank])
+    if catalogue.appears[item] <= shoppers.start[lane]:
+        return item
+    return _fresh(shoppers, lane, catalogue, rates)
+
+
+@njit(cache=True)
+def _fresh(shoppers: Shoppers, lane: int, catalogue: Catalogue, rates: Rates) -> int:
+    """A new item of the intent's cluster, or of any if the shopper wanders, by popularity and price level.
+
+    Where none turns up, the most popular item of the cluster, seen or not.
+    """
+    cluster = int(shoppers.cluster[lane])
+    if _uniform(shoppers, lane) < rates.wander:
+        cluster = _draw_cluster(shoppers, lane, catalogue)
+    first, end = catalogue.member_offset[cluster], catalogue.member_offset[cluster + 1]
+    for _ in range(_TRIES):
+        item = int(catalogue.member[_draw(shoppers, lane, catalogue.member_cumulative, first, end)])
+        distance = abs(catalogue.level[item] - shoppers.level[lane])
+        fits = _uniform(shoppers, lane) < np.exp(-rates.click_level_pull * distance)
+        on_sale = catalogue.appears[item] <= shoppers.start[lane]
+        if fits and on_sale and _position(shoppers, lane, item) < 0:
+            return item
+    return int(catalogue.member[first])
+
+
+@njit(cache=True)
+def _buy(shoppers: Shoppers, lane: int, catalogue: Catalogue, rates: Rates) -> int:
+    """One purchase: the item wanted most, or in its place an accessory that the shopper has not looked at."""
+    item = int(shoppers.seen[lane, _wanted(shoppers, lane, shoppers.n_seen[lane], 0.0, catalogue, rates)])
+    if _uniform(shoppers, lane) < rates.accessory_share:
+        n_accessories = catalogue.accessory.shape[1]
+        rank = _geometric_rank(shoppers, lane, rates.rank_decay, n_accessories)
+        accessory = int(catalogue.accessory[catalogue.cluster[item], rank])
+        on_sale = catalogue.appears[accessory] <= shoppers.start[lane]
+        if on_sale and _position(shoppers, lane, accessory) < 0:
+            item = accessory
+    _remember(shoppers, lane, item)
+    shoppers.bought[lane, shoppers.n_seen[lane] - 1] = True
+    return item
+
+
+@njit(cache=True)
+def _wanted(shoppers: Shoppers, lane: int, count: int, forgetting: float, catalogue: Catalogue, rates: Rates) -> int:
+    """Position, among the first `count` seen, of the item wanted most: a logit choice by intent, price and visits."""
+    best, best_utility = 0, -np.inf
+    for position in range(count):
+        item = shoppers.seen[lane, position]
+        utility = catalogue.appeal[item] + rates.revisit_pull * np.log(shoppers.visits[lane, position])
+        utility -= rates.level_pull * abs(catalogue.level[item] - shoppers.level[lane])
+        utility -= forgetting * (shoppers.n_seen[lane] - 1 - position)
+        if catalogue.cluster[item] == shoppers.cluster[lane]:
+            utility += rates.cluster_pull
+        if shoppers.bought[lane, position]:
+            utility -= rates.rebuy_penalty
+        # Adding Gumbel noise and taking the best is a draw from the softmax.
+        utility -= np.log(-np.log(1.0 - _uniform(shoppers, lane)))
+        if utility > best_utility:
+            best, best_utility = position, utility
+    return best
+
+
+@njit(cache=True)
+def _position(shoppers: Shoppers, lane: int, item: int) -> int:
+    for position in range(shoppers.n_seen[lane] - 1, -1, -1):
+        if shoppers.seen[lane, position] == item:
+            return position
+    return -1
+
+
+@njit(cache=True)
+def _remember(shoppers: Shoppers, lane: int, item: int) -> None:
+    """Count a visit and move the item to the end of `seen`."""
+    seen, visits, bought = shoppers.seen[lane], shoppers.visits[lane], shoppers.bought[lane]
+    position = _position(shoppers, lane, item)
+    n_visits, in_basket = 1, False
+    if position < 0:
+        position = shoppers.n_seen[lane]
+        shoppers.n_seen[lane] += 1
+    else:
+        n_visits, in_basket = visits[position] + 1, bought[position]
+    last = shoppers.n_seen[lane] - 1
+    for j in range(position, last):
+        seen[j], visits[j], bought[j] = seen[j + 1], visits[j + 1], bought[j + 1]
+    seen[last], visits[last], bought[last] = item, n_visits, in_basket
+
+
+@njit(cache=True)
+def simulate(
+    stream: np.ndarray,
+    start: np.ndarray,
+    shoppers: Shoppers,
+    catalogue: Catalogue,
+    rates: Rates,
+    columns: tuple[np.ndarray, np.ndarray, np.ndarray],
+    length: np.ndarray,
+) -> int:
+    """Run S shoppers to their end, one after the other in lane 0, and return the number of their events E.
+
+    stream [S] uint64 and start [S] int64 say who comes and when; the columns item, kind and time, each with room for
+    S * max_events, and length [S] are written to.
+    """
+    item, kind, time = columns
+    event = 0
+    for session in range(len(stream)):
+        arrive(shoppers, 0, stream[session], start[session], catalogue, rates)
+        first, now = event, start[session]
+        while True:
+            next_item, next_kind, pause = step(shoppers, 0, catalogue, rates)
+            if next_item < 0:
+                break
+            if event > first:
+                now += max(1, int(pause * 1e3)) * 1_000_000
+            item[event], kind[event], time[event] = next_item, next_kind, now
+            event += 1
+        length[session] = event - first
+    return event

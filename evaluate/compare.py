@@ -1,0 +1,220 @@
+"""Comparison of models on one data set: plan the cells, compute those that are missing, make the tables."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+from ..envs.log import SCHEMA, PreparedData, read_manifest, write_json
+from ..errors import InputError
+from ..progress import ProgressDisplay
+from .models import REFERENCES, ModelSpec, parse_models
+from .runs import Cell, check_device, compute_cell, read_events
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COMPARISON_FORMAT = "sessiongym.comparison"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared, and the figures."""
+
+    long: pd.DataFrame
+    """The long table, as `table.csv` holds it."""
+    notes: tuple[str, ...]
+    """Caveats that every table made from it must state."""
+    folder: Path
+
+
+def compare(
+    data: PreparedData,
+    models: list[str],
+    n_seeds: int,
+    out: Path,
+    *,
+    references: bool = True,
+    cells: Path | None = None,
+    jobs: int | None = None,
+    device: str = "cpu",
+    ks: tuple[int, ...] = (3, 5, 10),
+    ties: str = "expected",
+    overwrite: bool = False,
+) -> Comparison:
+    """Train and rank every (model, seed) that is not there yet, and write the tables to `out`.
+
+    `references` adds the shortcuts and controls that every comparison should carry. Finished cells live in `cells`
+    (default: beside `out`) and are shared by all comparisons there. Interrupted, the same call goes on.
+    `out` gets ``table.csv`` (long form), ``table.md``, ``events.parquet`` (the rank of every event under every model
+    and seed) and ``manifest.json``. Raises `InputError` for unknown models, a missing device, or where `out` holds
+    another comparison and `overwrite` is off.
+    """
+    if n_seeds < 1:
+        raise InputError(f"--seeds: expected at least 1, found {n_seeds}")
+    if ties not in ("expected", "optimistic", "pessimistic"):
+        raise InputError(f"--ties: expected expected, optimistic or pessimistic, found {ties!r}")
+    if not ks or min(ks) < 1:
+        raise InputError(f"--ks: expected list lengths of at least 1, found {ks}")
+    specs = parse_models([*models, *(REFERENCES if references else ())])
+    device = check_device(device)
+    plan = {
+        "models": [spec.label for spec in specs],
+        "seeds": n_seeds,
+        "data": data.fingerprint(),
+        "ks": list(ks),
+        "ties": ties,
+    }
+    _check_plan(out, plan, overwrite)
+
+    todo = [Cell(spec, data.fingerprint(), seed) for spec in specs for seed in range(n_seeds)]
+    cells = cells or out.parent / "cells"
+    folders = _compute(todo, data, cells, jobs or default_jobs(device), device)
+    events = {
+        spec.label: {seed: read_events(folders[Cell(spec, data.fingerprint(), seed).name]) for seed in range(n_seeds)}
+        for spec in specs
+    }
+    return _write(out, plan, data, events, {cell.spec.label: cell.name for cell in todo}, ks, ties)
+
+
+def default_jobs(device: str) -> int:
+    """Cells computed side by side: one a core, or one where they share a GPU."""
+    return 1 if device != "cpu" else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def _check_plan(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
+    if not out.exists() or overwrite:
+        return
+    found = read_manifest(out, COMPARISON_FORMAT)
+    if any(found.get(key) != value for key, value in plan.items()):
+        differs = ", ".join(key for key, value in plan.items() if found.get(key) != value)
+        raise InputError(
+            f"{out}: already holds another comparison (it differs in {differs}); choose another --out or "
+            "pass --overwrite (finished cells are kept and reused)"
+        )
+
+
+def _compute(todo: list[Cell], data: PreparedData, cells: Path, jobs: int, device: str) -> dict[str, Path]:
+    """Folders of all cells by name. Long ones start first, so that the last to finish is a short one."""
+    distinct = {cell.name: cell for cell in todo}
+    missing = [cell for name, cell in distinct.items() if not (cells / name).exists()]
+    with ProgressDisplay() as display:
+        display.line(f"{len(distinct)} cells, {len(distinct) - len(missing)} of them finished before, in {cells}")
+        missing.sort(key=lambda cell: -_cost(cell.spec))
+        if missing:
+            with _pool(min(jobs, len(missing)), display) as (pool, messages):
+                futures: dict[Future, Cell] = {
+                    pool.submit(_work, cell, str(data.path), str(cells), device): cell for cell in missing
+                }
+                _drain(futures, messages, display)
+    return {name: cells / name for name in distinct}
+
+
+def _cost(spec: ModelSpec) -> float:
+    return 0.0 if not spec.trained else 1.0 + 10.0 * getattr(spec.config, "imagination_weight", 0.0)
+
+
+_messages: Any = None
+
+
+def _start_worker(messages: Any) -> None:
+    """One thread a worker: cells run side by side, and a result does not depend on how many cores there are."""
+    global _messages
+    _messages = messages
+    import signal
+
+    import numba
+    import torch
+
+    # The terminal sends Ctrl-C to the whole group; the parent decides what becomes of the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+
+
+def _work(cell: Cell, data: str, cells: str, device: str) -> None:
+    job = f"{cell.spec.label} seed {cell.effective_seed}" if cell.spec.trained else cell.spec.label
+
+    def progress(done: int, total: int, text: str) -> None:
+        _messages.put((job, done, total, text))
+
+    compute_cell(cell, PreparedData.open(data), Path(cells), device, progress)
+    _messages.put((job, 1, 1, None))
+
+
+@contextmanager
+def _pool(n_workers: int, display: ProgressDisplay) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
+    context = get_context("spawn")
+    messages = context.Queue()
+    pool = ProcessPoolExecutor(n_workers, context, _start_worker, (messages,))
+    try:
+        yield pool, messages
+        pool.shutdown()
+    except BaseException:
+        workers = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.terminate()
+        display.line("stopped; finished cells are kept, the same command goes on from there")
+        raise
+
+
+def _drain(futures: dict[Future, Cell], messages: Any, display: ProgressDisplay) -> None:
+    """Show what the workers say until all are done; the first failure stops the rest."""
+    pending, n_finished = set(futures), 0
+    while pending:
+        done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+        while True:
+            try:
+                job, step, total, text = messages.get_nowait()
+            except Empty:
+                break
+            if text is None:
+                n_finished += 1
+                display.finish(job, f"finished ({n_finished} of {len(futures)})")
+            else:
+                display.update(job, step, total, text)
+        for future in done:
+            future.result()
+
+
+def _write(
+    out: Path,
+    plan: dict[str, Any],
+    data: PreparedData,
+    events: dict[str, dict[int, pd.DataFrame]],
+    cell_names: dict[str, str],
+    ks: tuple[int, ...],
+    ties: str,
+) -> Comparison:
+    import pandas as pd
+
+    from .table import long_table, markdown_table, write_table
+
+    notes = list(data.notes)
+    if plan["seeds"] < 5:
+        notes.append(f"{plan['seeds']} seed(s): a published table needs at least 5.")
+    long = long_table(events, ks, ties)
+    work = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    write_table(long, work / "table.csv")
+    (work / "table.md").write_text(markdown_table(long, notes=notes, ties=ties), encoding="utf-8")
+    rows = [
+        frame.assign(model=model, seed=seed) for model, by_seed in events.items() for seed, frame in by_seed.items()
+    ]
+    pd.concat(rows, ignore_index=True).astype({"model": "category"}).to_parquet(work / "events.parquet", index=False)
+    head = {"format": COMPARISON_FORMAT, "schema": SCHEMA, **plan, "data_path": str(data.path), "notes": notes}
+    write_json(work / "manifest.json", {**head, "cells": cell_names})
+    # Everything here is derived from cells, so replacing an older version of the same plan loses nothing.
+    shutil.rmtree(out, ignore_errors=True)
+    os.rename(work, out)
+    return Comparison(long, tuple(notes), out)

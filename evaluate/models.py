@@ -1,0 +1,130 @@
+"""Models by name: ``NAME`` is the practical preset, ``NAME@paper`` the literal one, ``NAME:field=value,...`` a change.
+
+Imports only configurations, so that the command line can check names before anything slow is loaded.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ..agents.config import PRESETS, AgentConfig
+from ..baselines.config import SKNN, MostPopularConfig, MostRecentConfig, SessionKNNConfig, SPopConfig
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from .protocol import Recommender
+
+Config = AgentConfig | MostPopularConfig | MostRecentConfig | SPopConfig | SessionKNNConfig
+
+_CONFIGS: dict[str, dict[str, Config]] = {
+    "most-popular": {"practical": MostPopularConfig()},
+    "most-recent": {"practical": MostRecentConfig()},
+    "s-pop": {"practical": SPopConfig()},
+    "session-knn": {"practical": SessionKNNConfig(), "paper": SKNN},
+    **{name: {preset: PRESETS[preset][name] for preset in PRESETS} for name in PRESETS["practical"]},
+}
+
+MODEL_NAMES = tuple(_CONFIGS)
+
+REFERENCES = ("most-recent", "most-recent:bought=last", "s-pop", "session-knn", "lstm", "lstm-purchase")
+"""What every comparison carries: shortcuts that are hard to beat, and the controls without reward or imagination."""
+
+DEFAULT_MODELS = ("most-popular", *REFERENCES, "a3c-f", "a3c-p", "irn-p")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model as it was asked for and the configuration that this means."""
+
+    label: str
+    """As tables name it: the text it was asked for by."""
+    config: Config
+
+    @property
+    def family(self) -> str:
+        """What is trained, whatever its name: equal families with equal configurations are one model."""
+        return type(self.config).__name__.removesuffix("Config")
+
+    @property
+    def trained(self) -> bool:
+        """Whether seeds matter and training takes a while."""
+        return isinstance(self.config, AgentConfig)
+
+    def create(self, seed: int, device: str) -> Recommender:
+        """The model, not fitted yet."""
+        match self.config:
+            case AgentConfig():
+                from ..agents.recurrent import RecurrentAgent
+
+                return RecurrentAgent(self.config, seed, device)
+            case MostPopularConfig():
+                from ..baselines.popularity import MostPopular
+
+                return MostPopular(self.config)
+            case MostRecentConfig():
+                from ..baselines.recency import MostRecent
+
+                return MostRecent(self.config)
+            case SPopConfig():
+                from ..baselines.popularity import SPop
+
+                return SPop(self.config)
+            case SessionKNNConfig():
+                from ..baselines.session_knn import SessionKNN
+
+                return SessionKNN(self.config)
+
+
+def parse_model(text: str) -> ModelSpec:
+    """``NAME[@PRESET][:field=value,...]``. Raises `InputError` for an unknown name, preset, field or value."""
+    head, _, overrides = text.partition(":")
+    name, _, preset = head.partition("@")
+    if name not in _CONFIGS:
+        close = get_close_matches(name, MODEL_NAMES, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise InputError(f"unknown model {name!r}; {hint}known models: {', '.join(MODEL_NAMES)}")
+    presets = _CONFIGS[name]
+    if (preset or "practical") not in presets:
+        raise InputError(f"model {text!r}: unknown preset {preset!r}; {name} has {', '.join(presets)}")
+    config = presets[preset or "practical"]
+    hints = get_type_hints(type(config))
+    changes = {}
+    for part in filter(None, overrides.split(",")):
+        field, equals, value = part.partition("=")
+        if field not in hints or not equals:
+            known = ", ".join(f.name for f in fields(config)) or "no fields"
+            raise InputError(f"model {text!r}: expected field=value, found {part!r}; {name} has {known}")
+        changes[field] = _convert(value, hints[field], f"model {text!r}: {field}")
+    return ModelSpec(text, replace(config, **changes))
+
+
+def parse_models(texts: list[str] | tuple[str, ...]) -> list[ModelSpec]:
+    """Several models in the order given, each once."""
+    if not texts:
+        raise InputError(f"no models given; known models: {', '.join(MODEL_NAMES)}")
+    return [parse_model(text) for text in dict.fromkeys(texts)]
+
+
+def _convert(value: str, hint: Any, where: str) -> Any:
+    """`value` as the first type of `hint` that takes it."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for option in options:
+        if option is types.NoneType and value.lower() == "none":
+            return None
+        if option is bool and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if get_origin(option) is Literal and value in get_args(option):
+            return value
+        if option in (int, float):
+            try:
+                return option(value)
+            except ValueError:
+                continue
+    expected = " or ".join(
+        ", ".join(map(repr, get_args(o))) if get_origin(o) is Literal else "none" if o is types.NoneType else o.__name__
+        for o in options
+    )
+    raise InputError(f"{where}: expected {expected}, found {value!r}")

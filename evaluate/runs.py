@@ -1,0 +1,205 @@
+"""Runs and cells: a trained model in a folder, with its configuration, scalars and event table.
+
+A *cell* is the run of one (model, data, configuration, seed), in a folder named by the hash of those four. Work goes
+on in ``NAME.partial``, where an interrupted training continues from its last checkpoint; the folder takes its name
+when it is whole. Tables and plots are derived from cells, and a cell is never computed twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..envs.log import SCHEMA, PreparedData, read_manifest, write_json
+from ..errors import InputError
+from .models import ModelSpec, parse_model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .protocol import Recommender
+
+Progress = Callable[[int, int, str], None]
+
+EVENTS = "events.parquet"
+RUN_FORMAT = "sessiongym.run"
+LOCK = "lock"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model on one data set with one seed. Models without random draws have the seed 0 whatever was asked."""
+
+    spec: ModelSpec
+    data_fingerprint: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Folder name: a hash of model, configuration, data and seed."""
+        content = json.dumps(
+            [self.spec.family, asdict(self.spec.config), self.data_fingerprint, self.effective_seed], sort_keys=True
+        )
+        return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
+
+    @property
+    def effective_seed(self) -> int:
+        return self.seed if self.spec.trained else 0
+
+
+def compute_cell(cell: Cell, data: PreparedData, cells: Path, device: str, progress: Progress | None = None) -> Path:
+    """The folder of a finished cell, trained and ranked first where there is none. Processes may call it side by side."""
+    folder = cells / cell.name
+    if folder.exists():
+        return folder
+    with _working_folder(folder) as work:
+        if folder.exists():
+            return folder
+        model = _train_into(work, cell.spec, data, cell.effective_seed, device, progress)
+        rank_into(work, model, data)
+        _finish(work, folder)
+    return folder
+
+
+def train_run(
+    folder: Path, spec: ModelSpec, data: PreparedData, seed: int, device: str, progress: Progress | None = None
+) -> None:
+    """Train one model into a folder of its own; the same call goes on where an interrupted one stopped.
+
+    Raises `InputError` where the folder already holds a finished run, or work on a different one.
+    """
+    if folder.exists():
+        raise InputError(f"{folder}: already exists and is not overwritten; choose another --out")
+    cell = Cell(spec, data.fingerprint(), seed)
+    with _working_folder(folder) as work:
+        mark = work / "cell"
+        if mark.exists() and mark.read_text(encoding="utf-8") != cell.name:
+            raise InputError(
+                f"{work}: holds unfinished work on another model, data set or seed; remove it or choose another --out"
+            )
+        mark.write_text(cell.name, encoding="utf-8")
+        _train_into(work, spec, data, seed, device, progress)
+        mark.unlink()
+        _finish(work, folder)
+
+
+def open_run(folder: Path, data: PreparedData, device: str) -> tuple[dict[str, Any], Recommender]:
+    """The description of a run and its model, ready to score; models that train in seconds are fitted anew.
+
+    Raises `InputError` where the data is not what the run was trained on.
+    """
+    run = read_manifest(folder, RUN_FORMAT)
+    if run["data"] != data.fingerprint():
+        raise InputError(
+            f"{folder}: trained on data with fingerprint {run['data']}, found {data.fingerprint()} in {data.path}; "
+            f"give the folder it was trained on (it was {run['data_path']})"
+        )
+    spec = parse_model(run["model"])
+    if not spec.trained:
+        return run, spec.create(run["seed"], device).fit(data.train, data.valid)
+    from ..agents.recurrent import RecurrentAgent
+
+    return run, RecurrentAgent.load(folder, device)
+
+
+def rank_into(folder: Path, model: Recommender, data: PreparedData) -> pd.DataFrame:
+    """Rank the test split and keep the event table in the folder."""
+    from .events import rank_events
+
+    events = rank_events(model, data.test, train=data.train)
+    temporary = folder / f".{EVENTS}"
+    events.to_parquet(temporary, index=False)
+    os.replace(temporary, folder / EVENTS)
+    return events
+
+
+def read_events(folder: Path) -> pd.DataFrame:
+    """The event table of a finished cell or an evaluated run."""
+    import pandas as pd
+
+    return pd.read_parquet(folder / EVENTS)
+
+
+def check_device(device: str) -> str:
+    """`device` if it is there: "cpu", "cuda", "cuda:1"; "auto" is the GPU where there is one. Raises `InputError`."""
+    if device == "cpu":
+        return device
+    import torch
+
+    n_gpus = torch.cuda.device_count()
+    if device == "auto":
+        return "cuda" if n_gpus else "cpu"
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or (index and not index.isdigit()):
+        raise InputError(f"--device: expected cpu, cuda, cuda:N or auto, found {device!r}")
+    if int(index or 0) >= n_gpus:
+        raise InputError(f"--device {device}: this machine has {n_gpus} usable GPUs; use --device cpu")
+    return device
+
+
+def _train_into(
+    work: Path, spec: ModelSpec, data: PreparedData, seed: int, device: str, progress: Progress | None
+) -> Recommender:
+    started = time.time()
+    model = spec.create(seed, device)
+    if spec.trained:
+        from ..agents.recurrent import RecurrentAgent
+        from .events import purchase_recall
+
+        assert isinstance(model, RecurrentAgent)
+        validate = partial(purchase_recall, log=data.valid)
+        model.fit(data.train, data.valid, validate=validate, folder=work, progress=progress)
+        model.save(work)
+    else:
+        model.fit(data.train, data.valid)
+    write_json(
+        work / "manifest.json",
+        {
+            "format": RUN_FORMAT,
+            "schema": SCHEMA,
+            "model": spec.label,
+            "family": spec.family,
+            "config": asdict(spec.config),
+            "seed": seed,
+            "data": data.fingerprint(),
+            "data_path": str(data.path),
+            "notes": list(data.notes),
+            "device": device,
+            "seconds": round(time.time() - started, 1),
+            "versions": {name: version(name) for name in ("sessiongym", "torch", "numpy", "numba", "gymnasium")},
+            "python": platform.python_version(),
+        },
+    )
+    return model
+
+
+@contextmanager
+def _working_folder(folder: Path) -> Iterator[Path]:
+    """``FOLDER.partial``, held by this process alone; it stays where the work is interrupted."""
+    work = folder.with_name(f"{folder.name}.partial")
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            # Another process finished it while this one waited.
+            shutil.rmtree(work, ignore_errors=True)
+        yield work
+
+
+def _finish(work: Path, folder: Path) -> None:
+    # The optimiser's state is of use only to a training that goes on.
+    (work / "checkpoint.safetensors").unlink(missing_ok=True)
+    (work / LOCK).unlink()
+    os.rename(work, folder)
