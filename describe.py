@@ -42,7 +42,9 @@ def _prepared(data: PreparedData) -> list[str]:
     lines = [f"prepared from {manifest['source']['name']}, fingerprint {data.fingerprint()}"]
     lines += [_step(step) for step in manifest["steps"]]
     for dropped in manifest["dropped"]:
-        lines.append(f"  dropped {dropped['events']:>11,} events, {dropped['sessions']:,} sessions: {dropped['reason']}")
+        lines.append(
+            f"  dropped {dropped['events']:>11,} events, {dropped['sessions']:,} sessions: {dropped['reason']}"
+        )
     lines.append(f"split: {manifest['split']}; {manifest['n_train_items']:,} training items of {manifest['n_items']:,}")
     if "paper" in manifest:
         lines.append(f"the paper has: {manifest['paper']}")

@@ -86,10 +86,7 @@ class RecurrentAgent:
 
     def recommend(self, history: SessionBatch, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best next items of one live session and their scores, best first."""
-        # The last event of a batch is only ever a target, so one more (any item) makes the whole history a state.
-        events = [np.append(column, column[-1:]) for column in (history.item, history.kind, history.time)]
-        offset = np.array([0, len(events[0])])
-        scores = self.score_sessions(SessionBatch(*events, offset=offset))[-1]
+        scores = self.score_sessions(history.with_unknown_next())[-1]
         best = torch.sort(scores, descending=True, stable=True)
         return best.indices[:k].cpu().numpy(), best.values[:k].cpu().numpy()
 

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,24 @@ class SessionBatch:
         is_target = np.ones(len(self.item), dtype=bool)
         is_target[self.offset[:-1]] = False
         return np.flatnonzero(is_target)
+
+    def with_unknown_next(self) -> SessionBatch:
+        """One live session with a stand-in for its next event, so that its last row is the one to recommend from.
+
+        Raises `InputError` for a batch that is not one session of at least one event.
+        """
+        if self.n_sessions != 1 or len(self.item) == 0:
+            raise InputError(
+                f"recommend: expected one session of at least one event, found {self.n_sessions} sessions with "
+                f"{len(self.item)} events; use score_sessions for more"
+            )
+        return replace(
+            self,
+            item=np.append(self.item, self.item[-1:]),
+            kind=np.append(self.kind, np.uint8(CLICK)),
+            time=np.append(self.time, self.time[-1:]),
+            offset=self.offset + np.array([0, 1]),
+        )
 
     def state_events(self) -> np.ndarray:
         """[P] int64 indices of the newest event that each row may use: the one before its target."""

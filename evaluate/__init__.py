@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "PolicyRecommender": "policy",
     "Finding": "protocol",
     "Recommender": "protocol",
     "RecommenderError": "protocol",

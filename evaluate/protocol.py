@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from ..envs.log import CLICK, SessionBatch, SessionLog
+from ..envs.log import SessionBatch, SessionLog
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _batch_fault(score: Callable[[SessionBatch], np.ndarray], batch: SessionBatc
 def _recommend_fault(model: Recommender, score: Callable[[SessionBatch], np.ndarray], batch: SessionBatch) -> str:
     for number in range(min(batch.n_sessions, 4)):
         history = _one_session(batch, number)
-        row = score(_with_unknown_next(history))[-1]
+        row = score(history.with_unknown_next())[-1]
         k = min(5, len(row), getattr(model, "max_k", None) or len(row))
         items, scores = (_as_numpy(part) for part in model.recommend(_copy(history), k))
         where = f"sampled session {number}, k={k}"
@@ -301,17 +301,6 @@ def _cut(session: SessionBatch, length: int) -> SessionBatch:
         kind=session.kind[events],
         time=session.time[events],
         offset=np.array([0, length], dtype=np.int64),
-    )
-
-
-def _with_unknown_next(history: SessionBatch) -> SessionBatch:
-    """The last event once more, as a target that a causal model does not look at."""
-    return replace(
-        history,
-        item=np.append(history.item, history.item[-1:]),
-        kind=np.append(history.kind, np.uint8(CLICK)),
-        time=np.append(history.time, history.time[-1:]),
-        offset=history.offset + np.array([0, 1]),
     )
 
 
