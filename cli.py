@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +12,14 @@ import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from .envs.sources.options import CHOICE_SETS_OPTIONS, RECSYS15_OPTIONS, TABLE_OPTIONS, PrepareOptions, TableFormat
+from .envs.sources.options import (
+    CHOICE_SETS_OPTIONS,
+    RECSYS15_OPTIONS,
+    SHOP_OPTIONS,
+    TABLE_OPTIONS,
+    PrepareOptions,
+    TableFormat,
+)
 from .errors import InputError
 from .evaluate.models import DEFAULT_MODELS
 
@@ -144,7 +151,7 @@ class MakeShop:
     """Sessions to simulate."""
     items: int = _SHOP_ITEMS
     """Items in the catalogue."""
-    options: PrepareOptions = replace(TABLE_OPTIONS, test_days=3.0, valid_days=3.0)
+    options: PrepareOptions = SHOP_OPTIONS
     overwrite: bool = False
     """Replace the folder if it exists."""
 

@@ -60,7 +60,7 @@ class Cell:
 
 
 def compute_cell(cell: Cell, data: PreparedData, cells: Path, device: str, progress: Progress | None = None) -> Path:
-    """The folder of a finished cell, trained and ranked first where there is none. Processes may call it side by side."""
+    """The folder of a finished cell, trained and ranked first where there is none. Safe from many processes."""
     folder = cells / cell.name
     if folder.exists():
         return folder

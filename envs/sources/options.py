@@ -65,6 +65,9 @@ TABLE_OPTIONS = PrepareOptions()
 RECSYS15_OPTIONS = PrepareOptions(buyers_only=True, latest_days=30.0, test_days=3.0, valid_days=1.0)
 """IRN paper, section 5.1: latest month, buyer sessions, last three days test, last day of train validation."""
 
+SHOP_OPTIONS = PrepareOptions(test_days=3.0, valid_days=3.0)
+"""Of thirty simulated days three test and three validation: a small shop has few sessions a day."""
+
 CHOICE_SETS_OPTIONS = PrepareOptions(random_split=(0.8, 0.1, 0.1), split_by="content")
 """The file has no times, and a fifth of its lines repeat another."""
 
