@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
@@ -175,7 +176,7 @@ Command = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exits with 2 for bad input, 130 after Ctrl-C."""
+    """Entry point. Exits with 2 for bad input, 1 where a worker process dies, 130 after Ctrl-C."""
     registry = ConstructorRegistry()
     registry.primitive_rule(_comma_separated)
     command: Any = tyro.cli(
@@ -188,10 +189,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _run(command)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _exit(2, str(error))
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        _exit(2, f"{error.filename}: {error.strerror}; choose a place where folders can be written")
+    except BrokenExecutor as error:
+        _exit(1, str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _exit(status: int, message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
 
 
 def _run(command: Any) -> None:
@@ -211,13 +220,10 @@ def _run(command: Any) -> None:
 
 
 def _compare(command: Compare) -> None:
-    from .evaluate.compare import compare
-    from .evaluate.models import parse_models
-    from .evaluate.runs import check_device
+    from .evaluate.compare import check_options, compare
 
-    # Names and devices are checked before anything slow starts.
-    parse_models(command.models)
-    check_device(command.device)
+    # Before anything slow starts.
+    check_options(command.models, command.seeds, command.jobs, command.device, command.ks, command.ties)
     data = _open_data(command.data or _default_shop(command.out.parent))
     result = compare(
         data,
@@ -261,14 +267,23 @@ def _train(command: Train) -> None:
         def progress(done: int, total: int, text: str) -> None:
             display.update(spec.label, done, total, text)
 
-        train_run(command.out, spec, data, command.seed, device, progress)
+        try:
+            train_run(command.out, spec, data, command.seed, device, progress)
+        except KeyboardInterrupt:
+            display.line("stopped; the same command goes on from the last finished epoch")
+            raise
         display.finish(spec.label, f"finished, in {command.out}")
 
 
 def _evaluate(command: Evaluate) -> None:
-    from .evaluate.runs import check_device, open_run, rank_into
+    import torch
+
+    from .evaluate.runs import check_device, check_ks, open_run, rank_into
     from .evaluate.table import long_table, print_table, write_table
 
+    check_ks(command.ks)
+    # As in `compare`, so that both give the same ranks.
+    torch.set_num_threads(1)
     device, data = check_device(command.device), _open_data(command.data)
     run, model = open_run(command.run, data, device)
     events = rank_into(command.run, model, data)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .envs.log import SCHEMA, PreparedData, SessionLog
+from .envs.log import SCHEMA, PreparedData, SessionLog, read_manifest
 from .errors import InputError
 
 
@@ -27,9 +27,11 @@ def describe_folder(folder: Path) -> str:
         case "sessiongym.log":
             lines = [f"session log, schema {SCHEMA}", _counts("all", SessionLog.open(folder))]
         case "sessiongym.run":
+            manifest = read_manifest(folder, kind)
             lines = [f"run of {manifest['model']}, seed {manifest['seed']}, trained on {manifest['data_path']}"]
             lines.append(f"{manifest['seconds']} s on {manifest['device']}; configuration: {manifest['config']}")
         case "sessiongym.comparison":
+            manifest = read_manifest(folder, kind)
             lines = [f"comparison of {', '.join(manifest['models'])}; {manifest['seeds']} seed(s)"]
             lines.append(f"data: {manifest['data_path']}")
         case _:

@@ -58,6 +58,8 @@ class ProgressDisplay:
         """One line of its own."""
         elapsed = time.monotonic() - self._started
         if self._bars is not None:
-            self._bars.console.print(f"[dim]{elapsed:6.0f} s[/] {text}", highlight=False)
+            from rich.markup import escape
+
+            self._bars.console.print(f"[dim]{elapsed:6.0f} s[/] {escape(text)}", highlight=False)
         else:
             print(f"{elapsed:6.0f} s {text}", file=sys.stderr, flush=True)

@@ -52,6 +52,8 @@ class A3CLearner:
         self.planner = TrajectoryManager(config.breadth, config.depth)
         self.target = copy.deepcopy(self.policy).requires_grad_(False) if config.bootstrap else None
         self.events = self.refreshed_at = 0
+        self.total_events: int | None = None
+        """Events of the whole training, over which the learning rate falls; None: it stays."""
         self.totals: dict[str, float] = {}
         self.advantages: list[Tensor] = []
 
@@ -93,6 +95,7 @@ class A3CLearner:
             loss = loss + config.imagination_weight * imagination
             self._count("imagination_loss", imagination.detach())
 
+        self._set_learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.clip_norm)
@@ -171,6 +174,13 @@ class A3CLearner:
         hidden, cell = self.target.unroll(steps.item, steps.start, self.target_carried)
         self.target_carried = hidden[-1].clone(), cell[-1].clone()
         return self.target.value(hidden)
+
+    def _set_learning_rate(self) -> None:
+        if self.total_events is not None:
+            done = min(self.events / self.total_events, 1.0)
+            share = 1.0 - (1.0 - self.config.learning_rate_end) * done
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * share
 
     def _refresh(self) -> None:
         self.imagination.refresh(self.policy)

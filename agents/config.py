@@ -74,24 +74,31 @@ class AgentConfig:
     refresh_events: int = 64_000
     """Events between refreshes of the frozen imagination policy and of V^- (the paper: 500 iterations of 128)."""
     learning_rate: float = 1e-3
-    """Of Adam (the paper, section 5.1)."""
+    """Of Adam, at the start (the paper, section 5.1)."""
+    learning_rate_end: float = 1.0
+    """Share of the learning rate that is left at the end of the last epoch; it falls linearly."""
     clip_norm: float = 40.0
     """Largest global norm of a gradient."""
     order: Literal["chronological", "shuffled"] = "shuffled"
     """Order of the training sessions within an epoch."""
     epochs: int = 10
     """Largest number of passes over the training sessions."""
+    max_events: int = 2_500_000
+    """Largest number of training events, rounded down to whole epochs but never below one."""
     patience: int = 3
     """Epochs without a better validation score before training stops."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_units", "n_steps", "breadth", "depth", "lanes", "unroll", "refresh_events", "epochs"):
+        counts = ("hidden_units", "n_steps", "breadth", "depth", "lanes", "unroll")
+        for name in (*counts, "refresh_events", "epochs", "max_events"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, found {getattr(self, name)}")
         if self.tied and self.embedding_dim is None:
             raise InputError("tied: expected an embedding_dim to tie the output layer to, found None; set one")
         if self.copy_window < 0:
             raise InputError(f"copy_window: expected 0 or more items, found {self.copy_window}")
+        if not 0 <= self.learning_rate_end <= 1:
+            raise InputError(f"learning_rate_end: expected a share in [0, 1], found {self.learning_rate_end}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout: expected a share in [0, 1), found {self.dropout}")
         if self.bootstrap and self.n_steps > self.unroll:

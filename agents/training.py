@@ -50,12 +50,14 @@ def train_agent(
     )
     n_decisions = int(np.maximum(env.log.length - 1, 0).sum())
     n_updates = max(n_decisions // (config.lanes * config.unroll), 1)
+    n_epochs = min(config.epochs, max(config.max_events // (n_updates * config.lanes * config.unroll), 1))
     learner = A3CLearner(config, train.n_items, agent.seed, agent.device)
+    learner.total_events = n_epochs * n_updates * config.lanes * config.unroll
     agent.policy = learner.policy
 
     first_epoch, best_score, best_epoch, best, history = _resume(folder, learner)
     scalars = ScalarLog(folder, history)
-    for epoch in range(first_epoch, config.epochs):
+    for epoch in range(first_epoch, n_epochs):
         if epoch - best_epoch > config.patience:
             break
         env.reset(seed=agent.seed * 100_003 + epoch)
@@ -63,8 +65,8 @@ def train_agent(
         for update in range(n_updates):
             learner.update()
             if progress is not None and update % 20 == 0:
-                text = f"epoch {epoch + 1}/{config.epochs}" + (f", best {best_score:.4f}" if best else "")
-                progress(epoch * n_updates + update, config.epochs * n_updates, text)
+                text = f"epoch {epoch + 1}/{n_epochs}" + (f", best {best_score:.4f}" if best else "")
+                progress(epoch * n_updates + update, n_epochs * n_updates, text)
         record = {"epoch": float(epoch), "events": float(learner.events), **learner.take_metrics()}
         if valid is not None:
             record |= probe(agent, valid)

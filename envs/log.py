@@ -251,16 +251,12 @@ class SessionLog:
         `session` and `item` are integers or strings (original ids), `time` a datetime or integer nanoseconds since the
         epoch (UTC), `kind` 0/1 or "click"/"purchase". Events of a session are put in order of time, equal times in the
         order of the rows; sessions in order of their first event, equal starts in order of first appearance.
-        `item_id` fixes the vocabulary (default: the items that occur, sorted); an item outside it raises `InputError`.
+        `item_id` fixes the vocabulary (default: the items that occur, sorted). Raises `InputError` for an item outside
+        it, for a missing value and for a column of another type.
         """
         import pandas as pd
 
-        missing = {"session", "item", "time", "kind"} - set(frame.columns)
-        if missing:
-            raise InputError(
-                f"from_pandas: expected columns session, item, time, kind; missing {sorted(missing)}, "
-                f"found {list(frame.columns)}; rename the columns"
-            )
+        _check_frame(frame)
         time = frame["time"]
         if isinstance(time.dtype, pd.DatetimeTZDtype):
             time = time.dt.tz_convert("UTC").dt.tz_localize(None)
@@ -350,16 +346,25 @@ class SessionLog:
         """Map a saved log. Raises `InputError` for a missing, foreign, damaged or newer folder."""
         path = Path(folder)
         manifest = read_manifest(path, "sessiongym.log")
+        missing = {"columns", "n_train_items", "notes", "fingerprint"} - manifest.keys()
+        if missing:
+            raise InputError(f"{path / 'manifest.json'}: {sorted(missing)} missing; prepare the data again")
+        expected = {*_COLUMNS, "session_id", "item_id"}
+        if not expected <= set(manifest["columns"]) <= expected | {"user"}:
+            raise InputError(
+                f"{path / 'manifest.json'}: expected columns {sorted(expected)} and maybe 'user', "
+                f"found {manifest['columns']}; prepare the data again"
+            )
         columns = {}
         for name in manifest["columns"]:
             file = path / f"{name}.npy"
             try:
                 columns[name] = np.load(file, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:
                 # An empty array cannot be mapped; reading it costs nothing.
                 try:
                     columns[name] = np.load(file, allow_pickle=False)
-                except (OSError, ValueError):
+                except (OSError, ValueError, EOFError):
                     raise InputError(f"{file}: cannot be read as a column ({error}); prepare the data again") from error
         return cls(
             **columns,
@@ -417,7 +422,8 @@ class PreparedData:
                 (temporary / name).mkdir()
                 part.write_columns(temporary / name)
             head = {"format": "sessiongym.prepared", "schema": SCHEMA, "fingerprint": self.fingerprint()}
-            write_json(temporary / "manifest.json", {**head, **self.manifest})
+            # `head` twice: first in the file, and never overruled by the manifest of the folder the data came from.
+            write_json(temporary / "manifest.json", {**head, **self.manifest, **head})
         return PreparedData.open(folder)
 
     @classmethod
@@ -493,6 +499,30 @@ def new_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> Itera
             os.rename(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_frame(frame: pd.DataFrame) -> None:
+    import pandas as pd
+
+    missing = {"session", "item", "time", "kind"} - set(frame.columns)
+    if missing:
+        raise InputError(
+            f"from_pandas: expected columns session, item, time, kind; missing {sorted(missing)}, "
+            f"found {list(frame.columns)}; rename the columns"
+        )
+    for name in ("session", "item", "time", "kind", "user"):
+        if name in frame.columns and frame[name].isna().any():
+            row = int(np.argmax(frame[name].isna()))
+            raise InputError(f"from_pandas: column {name!r} has no value in row {row}; fill in or drop such rows")
+    types, time = pd.api.types, frame["time"]
+    if not (types.is_integer_dtype(time) or types.is_datetime64_any_dtype(time)):
+        raise InputError(
+            f"from_pandas: column 'time' must hold datetimes or integer nanoseconds, found {time.dtype}; convert it"
+        )
+    if "user" in frame.columns and not types.is_integer_dtype(frame["user"]):
+        raise InputError(
+            f"from_pandas: column 'user' must hold integers, found {frame['user'].dtype}; number the users"
+        )
 
 
 def _read_only(column: np.ndarray) -> np.ndarray:

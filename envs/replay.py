@@ -207,7 +207,7 @@ class ReplayVectorEnv(VectorEnv):
         self.options = ReplayOptions(**options)
         self._sessions = _Sessions(log, self.options)
         self.log, self.render_mode = self._sessions.log, render_mode
-        if AutoresetMode(autoreset_mode) != AutoresetMode.SAME_STEP:
+        if autoreset_mode not in (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value):
             raise InputError(f"autoreset_mode: expected AutoresetMode.SAME_STEP, found {autoreset_mode}")
         self.autoreset_mode = AutoresetMode.SAME_STEP
         if assignment not in ("queue", "strided"):
@@ -248,6 +248,10 @@ class ReplayVectorEnv(VectorEnv):
             self._restart()
         mask = (options or {}).get("reset_mask")
         lanes = np.arange(self.num_envs) if mask is None else np.flatnonzero(self._checked_mask(mask))
+        if (np.delete(self._n_events, lanes) == 0).any():
+            raise InputError(
+                "reset: options['reset_mask'] leaves out lanes that have never been reset; call reset without it first"
+            )
         self._take_sessions(lanes)
         info: dict[str, Any] = {}
         self._add_place(info, np.isin(np.arange(self.num_envs), lanes))

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
+import signal
+import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-from ..envs.log import SCHEMA, PreparedData, read_manifest, write_json
+from ..envs.log import SCHEMA, PreparedData, new_folder, read_manifest, write_json
 from ..errors import InputError
 from ..progress import ProgressDisplay
 from .models import REFERENCES, ModelSpec, parse_models
-from .runs import Cell, check_device, compute_cell, read_events
+from .runs import Cell, check_device, check_ks, compute_cell, read_events
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,15 +56,13 @@ def compare(
     `references` adds the shortcuts and controls that every comparison should carry. Finished cells live in `cells`
     (default: beside `out`) and are shared by all comparisons there. Interrupted, the same call goes on.
     `out` gets ``table.csv`` (long form), ``table.md``, ``events.parquet`` (the rank of every event under every model
-    and seed) and ``manifest.json``. Raises `InputError` for unknown models, a missing device, or where `out` holds
-    another comparison and `overwrite` is off.
+    and seed) and ``manifest.json``. Raises `InputError` for options as `check_options` does, for data that is not in a
+    folder, or where `out` is no comparison, or another one and `overwrite` is off; `BrokenExecutor` where a worker
+    process dies.
     """
-    if n_seeds < 1:
-        raise InputError(f"--seeds: expected at least 1, found {n_seeds}")
-    if ties not in ("expected", "optimistic", "pessimistic"):
-        raise InputError(f"--ties: expected expected, optimistic or pessimistic, found {ties!r}")
-    if not ks or min(ks) < 1:
-        raise InputError(f"--ks: expected list lengths of at least 1, found {ks}")
+    check_options(models, n_seeds, jobs, device, ks, ties)
+    if data.path is None:
+        raise InputError("compare: the workers read the data from its folder, but it has none; use what `save` returns")
     specs = parse_models([*models, *(REFERENCES if references else ())])
     device = check_device(device)
     plan = {
@@ -74,6 +73,8 @@ def compare(
         "ties": ties,
     }
     _check_plan(out, plan, overwrite)
+    # A place that cannot be written is found out now, not after the training.
+    out.parent.mkdir(parents=True, exist_ok=True)
 
     todo = [Cell(spec, data.fingerprint(), seed) for spec in specs for seed in range(n_seeds)]
     cells = cells or out.parent / "cells"
@@ -85,16 +86,36 @@ def compare(
     return _write(out, plan, data, events, {cell.spec.label: cell.name for cell in todo}, ks, ties)
 
 
+def check_options(
+    models: list[str], n_seeds: int, jobs: int | None, device: str, ks: tuple[int, ...], ties: str
+) -> None:
+    """Raises `InputError` for an unknown model, a missing device or an option out of range; reads no data."""
+    parse_models(models)
+    for flag, number in (("--seeds", n_seeds), ("--jobs", jobs)):
+        if number is not None and number < 1:
+            raise InputError(f"{flag}: expected at least 1, found {number}")
+    if ties not in ("expected", "optimistic", "pessimistic"):
+        raise InputError(f"--ties: expected expected, optimistic or pessimistic, found {ties!r}")
+    check_ks(ks)
+    check_device(device)
+
+
 def default_jobs(device: str) -> int:
     """Cells computed side by side: one a core, or one where they share a GPU."""
     return 1 if device != "cpu" else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def _check_plan(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
-    if not out.exists() or overwrite:
+    if not out.exists():
         return
-    found = read_manifest(out, COMPARISON_FORMAT)
-    if any(found.get(key) != value for key, value in plan.items()):
+    try:
+        found = read_manifest(out, COMPARISON_FORMAT)
+    except InputError:
+        raise InputError(
+            f"{out}: exists and is not a comparison that this version can read, so it is not replaced; "
+            "choose another --out"
+        ) from None
+    if not overwrite and any(found.get(key) != value for key, value in plan.items()):
         differs = ", ".join(key for key, value in plan.items() if found.get(key) != value)
         raise InputError(
             f"{out}: already holds another comparison (it differs in {differs}); choose another --out or "
@@ -110,10 +131,12 @@ def _compute(todo: list[Cell], data: PreparedData, cells: Path, jobs: int, devic
         display.line(f"{len(distinct)} cells, {len(distinct) - len(missing)} of them finished before, in {cells}")
         missing.sort(key=lambda cell: -_cost(cell.spec))
         if missing:
+            cells.mkdir(parents=True, exist_ok=True)
             with _pool(min(jobs, len(missing)), display) as (pool, messages):
-                futures: dict[Future, Cell] = {
-                    pool.submit(_work, cell, str(data.path), str(cells), device): cell for cell in missing
-                }
+                with _interrupt_later():
+                    futures: dict[Future, str] = {
+                        pool.submit(_work, cell, str(data.path), str(cells), device): _job(cell) for cell in missing
+                    }
                 _drain(futures, messages, display)
     return {name: cells / name for name in distinct}
 
@@ -129,25 +152,44 @@ def _start_worker(messages: Any) -> None:
     """One thread a worker: cells run side by side, and a result does not depend on how many cores there are."""
     global _messages
     _messages = messages
-    import signal
-
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import numba
     import torch
 
-    # The terminal sends Ctrl-C to the whole group; the parent decides what becomes of the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     numba.set_num_threads(1)
 
 
-def _work(cell: Cell, data: str, cells: str, device: str) -> None:
-    job = f"{cell.spec.label} seed {cell.effective_seed}" if cell.spec.trained else cell.spec.label
+def _end_with_parent() -> None:
+    # A worker holds both ends of the pipe that it waits on, so without this it would outlive a killed parent for ever.
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
+
+def _job(cell: Cell) -> str:
+    return f"{cell.spec.label} seed {cell.effective_seed}" if cell.spec.trained else cell.spec.label
+
+
+def _work(cell: Cell, data: str, cells: str, device: str) -> None:
     def progress(done: int, total: int, text: str) -> None:
-        _messages.put((job, done, total, text))
+        _messages.put((_job(cell), done, total, text))
 
     compute_cell(cell, PreparedData.open(data), Path(cells), device, progress)
-    _messages.put((job, 1, 1, None))
+
+
+@contextmanager
+def _interrupt_later() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block. Processes started in it never see it: a child inherits what is blocked.
+
+    The terminal sends Ctrl-C to the whole group; the parent decides what becomes of the workers.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -167,23 +209,33 @@ def _pool(n_workers: int, display: ProgressDisplay) -> Iterator[tuple[ProcessPoo
         raise
 
 
-def _drain(futures: dict[Future, Cell], messages: Any, display: ProgressDisplay) -> None:
+def _drain(futures: dict[Future, str], messages: Any, display: ProgressDisplay) -> None:
     """Show what the workers say until all are done; the first failure stops the rest."""
-    pending, n_finished = set(futures), 0
+    pending, finished = set(futures), set()
     while pending:
         done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-        while True:
-            try:
-                job, step, total, text = messages.get_nowait()
-            except Empty:
-                break
-            if text is None:
-                n_finished += 1
-                display.finish(job, f"finished ({n_finished} of {len(futures)})")
-            else:
+        for job, step, total, text in _waiting(messages):
+            # A result may overtake the last words about it.
+            if job not in finished:
                 display.update(job, step, total, text)
         for future in done:
-            future.result()
+            try:
+                future.result()
+            except BrokenExecutor:
+                raise BrokenExecutor(
+                    "a worker process died, perhaps for want of memory; finished cells are kept: give the same command "
+                    "again, with fewer --jobs if memory is short"
+                ) from None
+            finished.add(futures[future])
+            display.finish(futures[future], f"finished ({len(finished)} of {len(futures)})")
+
+
+def _waiting(messages: Any) -> Iterator[tuple[str, int, int, str]]:
+    while True:
+        try:
+            yield messages.get_nowait()
+        except Empty:
+            return
 
 
 def _write(
@@ -203,18 +255,15 @@ def _write(
     if plan["seeds"] < 5:
         notes.append(f"{plan['seeds']} seed(s): a published table needs at least 5.")
     long = long_table(events, ks, ties)
-    work = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    write_table(long, work / "table.csv")
-    (work / "table.md").write_text(markdown_table(long, notes=notes, ties=ties), encoding="utf-8")
     rows = [
         frame.assign(model=model, seed=seed) for model, by_seed in events.items() for seed, frame in by_seed.items()
     ]
-    pd.concat(rows, ignore_index=True).astype({"model": "category"}).to_parquet(work / "events.parquet", index=False)
     head = {"format": COMPARISON_FORMAT, "schema": SCHEMA, **plan, "data_path": str(data.path), "notes": notes}
-    write_json(work / "manifest.json", {**head, "cells": cell_names})
     # Everything here is derived from cells, so replacing an older version of the same plan loses nothing.
-    shutil.rmtree(out, ignore_errors=True)
-    os.rename(work, out)
+    with new_folder(out, overwrite=True) as work:
+        write_table(long, work / "table.csv")
+        (work / "table.md").write_text(markdown_table(long, notes=notes, ties=ties), encoding="utf-8")
+        table = pd.concat(rows, ignore_index=True).astype({"model": "category"})
+        table.to_parquet(work / "events.parquet", index=False)
+        write_json(work / "manifest.json", {**head, "cells": cell_names})
     return Comparison(long, tuple(notes), out)

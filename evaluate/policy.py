@@ -45,7 +45,7 @@ class PolicyRecommender:
         given = self.policy(session_windows(batch, self.window, self.n_items))
         if self.gives == "scores":
             return given
-        actions = np.asarray(given)
+        actions = _as_numpy(given)
         if actions.shape != (batch.n_rows,) or not np.isin(actions, np.arange(self.n_items)).all():
             raise InputError(
                 f"PolicyRecommender: expected one item 0..{self.n_items - 1} for each of {batch.n_rows} observations, "
@@ -57,6 +57,11 @@ class PolicyRecommender:
 
     def recommend(self, history: SessionBatch, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best next items of one live session and their scores, best first."""
-        scores = np.asarray(self.score_sessions(history.with_unknown_next()))[-1]
+        scores = _as_numpy(self.score_sessions(history.with_unknown_next()))[-1]
         best = np.argsort(-scores, kind="stable")[:k]
         return best, scores[best]
+
+
+def _as_numpy(array: Any) -> np.ndarray:
+    """NumPy or torch, on any device, with or without a gradient."""
+    return np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..envs.log import SCHEMA, PreparedData, read_manifest, write_json
+from ..envs.log import SCHEMA, PreparedData, check_new_folder, read_manifest, write_json
 from ..errors import InputError
 from .models import ModelSpec, parse_model
 
@@ -35,7 +34,6 @@ Progress = Callable[[int, int, str], None]
 
 EVENTS = "events.parquet"
 RUN_FORMAT = "sessiongym.run"
-LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -78,12 +76,16 @@ def train_run(
 ) -> None:
     """Train one model into a folder of its own; the same call goes on where an interrupted one stopped.
 
-    Raises `InputError` where the folder already holds a finished run, or work on a different one.
+    Raises `InputError` where the folder already holds a finished run, or work on a different one, and for a negative
+    seed.
     """
-    if folder.exists():
-        raise InputError(f"{folder}: already exists and is not overwritten; choose another --out")
+    if seed < 0:
+        raise InputError(f"--seed: expected 0 or more, found {seed}")
+    check_new_folder(folder)
     cell = Cell(spec, data.fingerprint(), seed)
     with _working_folder(folder) as work:
+        # Another process may have finished it while this one waited.
+        check_new_folder(folder)
         mark = work / "cell"
         if mark.exists() and mark.read_text(encoding="utf-8") != cell.name:
             raise InputError(
@@ -132,6 +134,13 @@ def read_events(folder: Path) -> pd.DataFrame:
     return pd.read_parquet(folder / EVENTS)
 
 
+def check_ks(ks: tuple[int, ...]) -> None:
+    """Raises `InputError` unless the list lengths are at least 1 and each is given once."""
+    if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
+        found = ",".join(map(str, ks))
+        raise InputError(f"--ks: expected list lengths of at least 1, each once, found {found!r}; give for example 3,5")
+
+
 def check_device(device: str) -> str:
     """`device` if it is there: "cpu", "cuda", "cuda:1"; "auto" is the GPU where there is one. Raises `InputError`."""
     if device == "cpu":
@@ -141,8 +150,8 @@ def check_device(device: str) -> str:
     n_gpus = torch.cuda.device_count()
     if device == "auto":
         return "cuda" if n_gpus else "cpu"
-    kind, _, index = device.partition(":")
-    if kind != "cuda" or (index and not index.isdigit()):
+    kind, colon, index = device.partition(":")
+    if kind != "cuda" or (colon and not index.isdigit()):
         raise InputError(f"--device: expected cpu, cuda, cuda:N or auto, found {device!r}")
     if int(index or 0) >= n_gpus:
         raise InputError(f"--device {device}: this machine has {n_gpus} usable GPUs; use --device cpu")
@@ -188,18 +197,31 @@ def _train_into(
 @contextmanager
 def _working_folder(folder: Path) -> Iterator[Path]:
     """``FOLDER.partial``, held by this process alone; it stays where the work is interrupted."""
-    work = folder.with_name(f"{folder.name}.partial")
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():
-            # Another process finished it while this one waited.
-            shutil.rmtree(work, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(folder.with_name(f"{folder.name}.lock")):
+        work = folder.with_name(f"{folder.name}.partial")
+        # Another process may have finished it while this one waited.
+        if not folder.exists():
+            work.mkdir(exist_ok=True)
         yield work
+
+
+@contextmanager
+def _lock(file: Path) -> Iterator[None]:
+    while True:
+        with file.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Whoever held it has removed it: others lock a new file by now.
+            if not (file.exists() and os.path.samestat(os.fstat(lock.fileno()), file.stat())):
+                continue
+            try:
+                yield
+            finally:
+                file.unlink()
+            return
 
 
 def _finish(work: Path, folder: Path) -> None:
     # The optimiser's state is of use only to a training that goes on.
     (work / "checkpoint.safetensors").unlink(missing_ok=True)
-    (work / LOCK).unlink()
     os.rename(work, folder)

@@ -18,6 +18,12 @@ class Table:
         self.scores = np.random.default_rng(seed).standard_normal((n_items, n_items)).astype(np.float32)
         self.rows = []
 
+    def fit(self, train, valid):
+        return self
+
+    def recommend(self, history, k):
+        raise NotImplementedError
+
     def score_sessions(self, batch):
         self.rows.append(batch.n_rows)
         return self.scores[batch.item[batch.state_events()]]
@@ -181,7 +187,7 @@ def test_progress_counts_up_to_all_events(random_log):
 def test_an_actions_only_model_marks_its_rows(random_log):
     model = Table(12)
     model.max_k = 1  # pyright: ignore[reportAttributeAccessIssue]
-    assert (rank_events(model, random_log)["max_k"] == 1).all()
+    assert set(rank_events(model, random_log)["max_k"]) == {1}
 
 
 def test_a_memory_mapped_log_gives_the_same_table(random_log, tmp_path):

@@ -1,0 +1,107 @@
+"""Training events a second of the agents on one thread, against the floor that their matrix products set.
+
+FLOP an event, H = 256 units, D inputs of the LSTM beside its state (256, or 0 where one-hot items are gathered), N
+items, a product counted as 2 and its gradients as 4, p the share of events with a reward:
+
+- LSTM: L = 2 (D + H) 4 H forward, 3 L with gradients.
+- Output layer: S = 2 H N forward, 3 S with gradients, for every event (`lstm`, `a3c-f`) or a share p (`-p`).
+- `a3c-f`: L more for the frozen value network.
+- `irn-p` with breadth n, depth m: L + n (m - 1) L for the imagined states, S + n (m - 1) S to sample items in them,
+  and 3 n m L to reconstruct. One logit an item is not counted, nor are Adam, the copy head, or the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from common import CPU, N_ITEMS, interleaved, markdown, processor, zipf_log
+from sessiongym.agents.a3c import A3CLearner
+from sessiongym.agents.config import PRESETS, AgentConfig
+from sessiongym.envs.log import SessionLog
+from sessiongym.envs.replay import ReplayVectorEnv
+
+UNITS = 256
+PURCHASE_SHARE = 0.25
+UPDATES = 8
+"""Updates of one turn."""
+SIDE = 1024
+"""Of the square matrices that tell the machine's rate."""
+MODELS = ("a3c-p", "irn-p", "a3c-f", "lstm-purchase", "lstm")
+
+
+def flop_per_event(config: AgentConfig, n_items: int, purchase_share: float) -> float:
+    """The floor of the module's docstring."""
+    inputs = config.embedding_dim or 0
+    lstm = 2 * (inputs + config.hidden_units) * 4 * config.hidden_units
+    softmax = 2 * config.hidden_units * n_items
+    total = 3 * lstm + 3 * softmax * (1.0 if config.policy_at == "every" else purchase_share)
+    if config.bootstrap:
+        total += lstm
+    if config.imagination_weight > 0:
+        n, m = config.breadth, config.depth
+        total += (1 + n * (m - 1)) * (lstm + softmax) + 3 * n * m * lstm
+    return total
+
+
+def _training(config: AgentConfig, log: SessionLog) -> Callable[[], float]:
+    env = ReplayVectorEnv(
+        log,
+        num_envs=config.lanes,
+        window=1,
+        feedback="logged",
+        rewards=(config.click_reward, config.purchase_reward),
+        order=config.order,
+    )
+    env.reset(seed=0)
+    learner = A3CLearner(config, log.n_items, 0, "cpu")
+    learner.start(env.rollout)
+
+    def work() -> float:
+        for _ in range(UPDATES):
+            learner.update()
+        learner.take_metrics()
+        return UPDATES * config.lanes * config.unroll
+
+    return work
+
+
+def _matmul() -> Callable[[], float]:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(SIDE, SIDE, generator=generator) for _ in range(2))
+    out = torch.empty(SIDE, SIDE)
+
+    def work() -> float:
+        for _ in range(20):
+            torch.mm(left, right, out=out)
+        return 20 * 2 * SIDE**3
+
+    return work
+
+
+def table() -> str:
+    """Events a second of each agent and preset, its floor, and the share of the machine's matmul rate it reaches."""
+    torch.set_num_threads(1)
+    log = zipf_log(20_000, N_ITEMS, PURCHASE_SHARE, seed=0)
+    configs = {}
+    for preset, dim in (("paper", None), ("practical", UNITS)):
+        for name in MODELS:
+            config = replace(PRESETS[preset][name], hidden_units=UNITS, embedding_dim=dim, imagination_start=0)
+            configs[f"{name}@{preset}"] = config
+    contenders = {name: _training(config, log) for name, config in configs.items()}
+    rates = interleaved({"matmul": _matmul(), **contenders}, CPU, rounds=3)
+    matmul = rates.pop("matmul")
+    rows = []
+    for name, rate in rates.items():
+        flop = flop_per_event(configs[name], N_ITEMS, PURCHASE_SHARE)
+        floor = matmul / flop
+        rows.append(
+            [name, f"{rate:,.0f}", f"{flop / 1e6:.1f}", f"{floor:,.0f}", f"{rate / floor:.0%}", "1", processor()]
+        )
+    columns = ["agent", "events/s", "MFLOP an event", "events/s at the matmul rate", "reached", "threads", "device"]
+    return f"Matmul, {SIDE} x {SIDE}, one thread: {matmul / 1e9:.0f} GFLOP/s.\n\n{markdown(columns, rows)}"
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,322 @@
+"""The learner: its gradients against finite differences of a loss written by hand, its returns, states and snapshots."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sessiongym.agents import a3c
+from sessiongym.agents.a3c import A3CLearner, n_step_return
+from sessiongym.agents.config import AgentConfig
+from sessiongym.agents.recurrent import RecurrentAgent
+from sessiongym.envs.log import CLICK, SessionLog
+from sessiongym.envs.replay import ReplayVectorEnv
+
+N = 5
+TINY = AgentConfig(hidden_units=3, lanes=2, unroll=4, gamma=0.9, clip_norm=1e9, learning_rate=0.05)
+FULL = replace(TINY, click_reward=1.0, policy_at="every", bootstrap=True, n_steps=3)
+IMAGINING = replace(TINY, imagination_weight=0.7, breadth=2, depth=3)
+
+
+@pytest.fixture(scope="module")
+def log():
+    rng = np.random.default_rng(2)
+    frame = pd.DataFrame(
+        {
+            "session": rng.integers(0, 30, 130),
+            "item": rng.integers(0, N, 130),
+            "time": rng.integers(0, 10**15, 130),
+            "kind": (rng.random(130) < 0.3).astype(int),
+        }
+    )
+    return SessionLog.from_pandas(frame, item_id=np.arange(N))
+
+
+@pytest.fixture
+def start(log):
+    """A learner at the beginning of an epoch, and the list that its rollouts are kept in."""
+
+    def make(config, log=log, seed=0):
+        learner = A3CLearner(config, N, seed, "cpu")
+        rewards = (config.click_reward, config.purchase_reward)
+        env = ReplayVectorEnv(log, num_envs=config.lanes, window=1, feedback="logged", rewards=rewards)
+        env.reset(seed=0)
+        rollouts = []
+
+        def source(n_steps):
+            rollouts.append(env.rollout(n_steps))
+            return rollouts[-1]
+
+        learner.start(source)
+        return learner, rollouts
+
+    return make
+
+
+def _weights(module):
+    return {name: p.detach().numpy().astype(np.float64) for name, p in module.named_parameters()}
+
+
+def _step(p, item, h, c):
+    size = len(p["w_hh"][0])
+    gates = p["item_table"][item] + p["gate_bias"] + h @ p["w_hh"].T
+    i, f, o = (1 / (1 + np.exp(-gates[..., k * size : (k + 1) * size])) for k in range(3))
+    c = f * c + i * np.tanh(gates[..., 3 * size :])
+    return o * np.tanh(c), c
+
+
+def _unroll(p, steps, h, c):
+    """[T, B, H] hidden and cell states."""
+    hidden, cell = [], []
+    for item, begins in zip(steps.item, steps.start, strict=True):
+        keep = ~begins[:, None]
+        h, c = _step(p, item, h * keep, c * keep)
+        hidden.append(h)
+        cell.append(c)
+    return np.stack(hidden), np.stack(cell)
+
+
+def _value(p, hidden):
+    return hidden @ p["value_weight"][0] + p["value_bias"][0]
+
+
+def _return(reward, done, value, n_steps, gamma):
+    """[T, B] one event at a time, in the words of the definition."""
+    returns = np.zeros(reward.shape)
+    for t, lane in np.ndindex(*reward.shape):
+        for j in range(n_steps):
+            if t + j == len(reward):
+                break
+            returns[t, lane] += gamma**j * reward[t + j, lane]
+            if done[t + j, lane]:
+                break
+        else:
+            if value is not None and t + n_steps < len(reward):
+                returns[t, lane] += gamma**n_steps * value[t + n_steps, lane]
+    return returns
+
+
+def _stream(rollouts):
+    names = ("item", "start", "action", "reward", "done")
+    return SimpleNamespace(**{name: np.concatenate([getattr(r, name) for r in rollouts]) for name in names})
+
+
+def _reconstruction(p, config, h, c, imagined):
+    depth, breadth, _ = imagined.shape
+    total = 0.0
+    for j in range(breadth):
+        state = h, c
+        for tau in range(1, depth + 1):
+            item = imagined[tau - 1, j]
+            before, state = state, _step(p, item, *state)
+            alone = _step(p, item, np.zeros_like(h), np.zeros_like(c))
+            read = {"after": state, "before": before, "alone": alone}[config.reconstruction][0]
+            logit = (read * p["output_table"][item]).sum(1) + p["output_bias"][item]
+            total += config.gamma**tau * ((1 - logit) ** 2).sum()
+    return total / len(h)
+
+
+def _loss(p, fixed, config, steps, carried, returns, imagined):
+    """The whole loss in `p`; whatever carries no gradient is computed from the weights `fixed`."""
+    hidden, cell = (x.reshape(-1, config.hidden_units) for x in _unroll(p, steps, *carried))
+    hidden_fixed = _unroll(fixed, steps, *carried)[0].reshape(-1, config.hidden_units)
+    returns, action, reward = returns.ravel(), steps.action.ravel(), steps.reward.ravel()
+    value = _value(p, hidden_fixed if config.value_gradient == "stopped" else hidden)
+    loss = config.value_coefficient * ((returns - value) ** 2).mean()
+    advantage = returns - _value(fixed, hidden_fixed)
+    weight = {
+        "advantage": advantage,
+        "positive_advantage": np.maximum(advantage, 0),
+        "return": returns,
+        "one": np.ones_like(returns),
+    }[config.policy_weight]
+    if config.policy_at == "reward":
+        weight = weight * (reward > 0)
+    logits = hidden @ p["output_table"].T + p["output_bias"]
+    log_probability = logits[np.arange(len(action)), action] - np.log(np.exp(logits).sum(1))
+    loss -= (weight * log_probability).mean()
+    if imagined is not None:
+        loss += config.imagination_weight * _reconstruction(p, config, hidden, cell, imagined)
+    return loss
+
+
+def _gradient(function, p):
+    """Central differences, one weight at a time."""
+    gradient = {name: np.zeros_like(value) for name, value in p.items()}
+    for name, value in p.items():
+        for place in np.ndindex(*value.shape):
+            ends = []
+            for step in (1e-5, -1e-5):
+                moved = value.copy()
+                moved[place] += step
+                ends.append(function({**p, name: moved}))
+            gradient[name][place] = (ends[0] - ends[1]) / 2e-5
+    return gradient
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FULL,
+        replace(FULL, policy_weight="positive_advantage", value_gradient="stopped"),
+        replace(FULL, policy_weight="return", n_steps=4),
+        replace(FULL, policy_weight="one", value_coefficient=0.0),
+        TINY,
+        replace(TINY, policy_weight="positive_advantage", value_gradient="stopped"),
+        replace(TINY, policy_weight="return"),
+        IMAGINING,
+        replace(IMAGINING, reconstruction="before"),
+        replace(IMAGINING, reconstruction="alone"),
+    ],
+    ids=lambda c: (
+        f"{c.policy_at}, {c.policy_weight}, value {c.value_gradient}, n {c.n_steps}"
+        + (f", imagines {c.reconstruction}" if c.imagination_weight else "")
+    ),
+)
+def test_gradients_are_those_of_the_loss_written_by_hand(start, config):
+    learner, rollouts = start(config)
+    recorded = []
+    planner = learner.planner
+
+    def imagine(*arguments):
+        recorded.append(planner.imagine(*arguments).numpy())
+        return torch.from_numpy(recorded[-1])
+
+    learner.planner = SimpleNamespace(imagine=imagine)
+    # Several updates, so that states are carried, V^- is no longer V, and returns reach across the end of an unroll.
+    for update in range(3):
+        fixed, carried = _weights(learner.policy), [x.numpy().astype(np.float64) for x in learner.carried]
+        target = None if learner.target is None else _weights(learner.target)
+        learner.update()
+
+        stream = _stream(rollouts)
+        zero = np.zeros((config.lanes, config.hidden_units))
+        value = None if target is None else _value(target, _unroll(target, stream, zero, zero)[0])
+        now = slice(update * config.unroll, (update + 1) * config.unroll)
+        returns = _return(stream.reward, stream.done, value, config.n_steps, config.gamma)[now]
+        steps = SimpleNamespace(**{name: column[now] for name, column in vars(stream).items()})
+        imagined = recorded[-1] if recorded else None
+
+        expected = _gradient(lambda p: _loss(p, fixed, config, steps, carried, returns, imagined), fixed)  # noqa: B023
+        for name, parameter in learner.policy.named_parameters():
+            found = np.zeros(parameter.shape) if parameter.grad is None else parameter.grad.numpy()
+            np.testing.assert_allclose(found, expected[name], rtol=1e-3, atol=2e-5, err_msg=f"{name}, update {update}")
+        if recorded:
+            h, c = (x.reshape(-1, config.hidden_units) for x in _unroll(fixed, steps, *carried))
+            by_hand = _reconstruction(fixed, config, h, c, recorded[-1])
+            assert learner.take_metrics()["imagination_loss"] == pytest.approx(by_hand, rel=1e-4)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data(), st.integers(1, 9), st.integers(1, 3), st.integers(1, 5), st.booleans())
+def test_n_step_return_equals_a_loop_over_events(data, n_total, n_lanes, n_steps, bootstrap):
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    reward = rng.choice([0.0, 1.0, 5.0], size=(n_total, n_lanes))
+    done = rng.random((n_total, n_lanes)) < 0.3
+    value = rng.normal(size=(n_total, n_lanes)) if bootstrap else None
+    found = n_step_return(
+        torch.from_numpy(reward),
+        torch.from_numpy(done),
+        None if value is None else torch.from_numpy(value),
+        n_steps,
+        0.9,
+    )
+    np.testing.assert_allclose(found.numpy(), _return(reward, done, value, n_steps, 0.9), atol=1e-12)
+
+
+def test_the_carried_states_are_those_of_the_sessions_so_far(start):
+    config = replace(FULL, imagination_weight=0.1, copy_window=3, learning_rate=1e-30)
+    learner, rollouts = start(config)
+    agent = RecurrentAgent(config)
+    agent.policy = learner.policy
+    ended_within = 0
+    for update in range(6):
+        learner.update()
+        stream = _stream(rollouts[: update + 1])
+        for lane in range(config.lanes):
+            first = np.flatnonzero(stream.start[:, lane])[-1]
+            ended_within += first > update * config.unroll
+            session = stream.item[first:, lane]
+            # One event more than the session so far, because the last event of a batch is only a target.
+            batch = SessionLog(
+                item=np.append(session, 0),
+                kind=np.full(len(session) + 1, CLICK),
+                time=np.arange(len(session) + 1),
+                offset=np.array([0, len(session) + 1]),
+                session_id=np.array([0]),
+                item_id=np.arange(N),
+            ).batch()
+            expected = [x[-1] for x in agent.encode(batch)]
+            for carried in (learner.carried, learner.imagination.carried):
+                torch.testing.assert_close([x[lane] for x in carried], expected)
+            windows = agent.windows(batch)
+            assert windows is not None and torch.equal(learner.window[lane], windows[-1])
+    assert ended_within > 0
+
+
+def test_scored_rows_are_the_logits_of_the_training_states(log, start):
+    config = replace(TINY, lanes=1, copy_window=3, dropout=0.5, embedding_dim=3, tied=True)
+    learner, rollouts = start(config)
+    playable = log.select(np.flatnonzero(log.length >= 2))
+    n_rows = playable.batch().n_rows
+    while sum(r.item.size for r in rollouts) < n_rows:
+        learner.source(4)
+    stream = _stream(rollouts)
+    agent = RecurrentAgent(config)
+    agent.policy = learner.policy
+    with torch.no_grad():
+        item, begins = torch.from_numpy(stream.item).long(), torch.from_numpy(stream.start)
+        hidden, _ = learner.policy.unroll(item, begins, learner.policy.initial_state(1))
+        trained = learner.policy.logits(hidden[:n_rows, 0], agent.windows(playable.batch()))
+    torch.testing.assert_close(agent.score_sessions(playable.batch()), trained)
+
+
+def test_snapshots_are_taken_every_refresh_events(start):
+    config = replace(FULL, imagination_weight=0.1, refresh_events=3 * 8)
+    learner, _ = start(config)
+    before = []
+    for update in range(8):
+        before.append(_weights(learner.policy))
+        learner.update()
+        expected = before[update // 3 * 3]
+        assert learner.target is not None
+        for snapshot in (learner.imagination.policy, learner.target):
+            for name, weight in _weights(snapshot).items():
+                np.testing.assert_array_equal(weight, expected[name], err_msg=f"{name}, update {update}")
+    assert not np.array_equal(before[0]["w_hh"], before[3]["w_hh"])
+
+
+def test_the_softmax_is_computed_at_rewarded_rows_alone(start, monkeypatch):
+    n_rows = []
+
+    def counting(features, *rest):
+        n_rows.append(len(features))
+        return loss(features, *rest)
+
+    loss = a3c.weighted_negative_log_likelihood
+    monkeypatch.setattr(a3c, "weighted_negative_log_likelihood", counting)
+    learner, rollouts = start(TINY)
+    for _ in range(10):
+        learner.update()
+    n_rewarded = [int((r.reward > 0).sum()) for r in rollouts]
+    assert n_rows == [n for n in n_rewarded if n > 0]
+    assert 0 < sum(n_rows) < 10 * TINY.lanes * TINY.unroll
+
+
+def test_without_a_purchase_the_policy_gets_no_gradient(log, start):
+    clicks = replace(log, kind=np.zeros(log.n_events, np.uint8), recorded_fingerprint=None)
+    learner, _ = start(TINY, clicks)
+    before = _weights(learner.policy)
+    for _ in range(5):
+        learner.update()
+        assert learner.policy.output_table is not None and learner.policy.output_table.grad is None
+        assert learner.policy.output_bias.grad is None
+    after = _weights(learner.policy)
+    for name in ("output_table", "output_bias"):
+        np.testing.assert_array_equal(after[name], before[name])
+    # V still learns that nothing is bought.
+    assert not np.array_equal(after["value_bias"], before["value_bias"])

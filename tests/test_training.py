@@ -1,0 +1,260 @@
+"""Training: the same twice, the same after an interruption of any kind, and agents that keep to the protocol."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sessiongym.agents import training
+from sessiongym.agents.a3c import A3CLearner
+from sessiongym.agents.config import PRESETS
+from sessiongym.agents.recurrent import RecurrentAgent
+from sessiongym.envs.log import PURCHASE, SessionLog
+from sessiongym.evaluate.protocol import check_recommender
+
+N = 20
+NAMES = tuple(PRESETS["practical"])
+
+
+def small(name, preset="practical", **changes):
+    """A preset in its own shape, cut down to a few units and updates."""
+    config = PRESETS[preset][name]
+    dim = None if config.embedding_dim is None else 6
+    size = {"hidden_units": 8, "embedding_dim": dim, "lanes": 4, "unroll": 4, "epochs": 4}
+    schedule = {"refresh_events": 100, "imagination_start": min(config.imagination_start, 50)}
+    return replace(config, **{**size, **schedule, **changes})
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture(scope="module")
+def log():
+    rng = np.random.default_rng(4)
+    n_events = 700
+    frame = pd.DataFrame(
+        {
+            "session": rng.integers(0, 150, n_events),
+            "item": rng.integers(0, N, n_events),
+            "time": rng.integers(0, 10**15, n_events),
+            "kind": (rng.random(n_events) < 0.25).astype(int),
+        }
+    )
+    return SessionLog.from_pandas(frame, item_id=np.arange(N))
+
+
+def _score(agent):
+    """Any figure that depends on the weights and rises and falls."""
+    return float(agent.policy.output_bias.sum().sin())
+
+
+def _train(config, log, folder=None, seed=0, validate=_score):
+    return RecurrentAgent(config, seed).fit(log, log, validate=validate, folder=folder)
+
+
+def _assert_equal(a, b):
+    for (name, x), y in zip(a.policy.state_dict().items(), b.policy.state_dict().values(), strict=True):
+        assert torch.equal(x, y), name
+
+
+@pytest.mark.parametrize("name", ["a3c-f", "irn-p"])
+def test_a_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others(log, name):
+    config = small(name, epochs=2)
+    torch.manual_seed(1)
+    first = _train(config, log)
+    torch.manual_seed(2)
+    np.random.seed(2)  # noqa: NPY002 - nothing may depend on the global state
+    _assert_equal(first, _train(config, log))
+    other = _train(config, log, seed=1)
+    assert not torch.equal(first.policy.item_table, other.policy.item_table)
+
+
+@pytest.mark.parametrize("preset", ["practical", "paper"])
+@pytest.mark.parametrize("name", ["a3c-f", "irn-p"])
+@pytest.mark.parametrize("stopped_in", [0, 1, 3])
+def test_training_that_was_interrupted_ends_as_if_left_alone(log, tmp_path, name, preset, stopped_in):
+    config = small(name, preset)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    expected = _train(config, log, tmp_path / "whole")
+    n_validated = 0
+
+    def interrupted(agent):
+        nonlocal n_validated
+        n_validated += 1
+        if n_validated > stopped_in:
+            raise KeyboardInterrupt
+        return _score(agent)
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(config, log, tmp_path / "cut", validate=interrupted)
+    _assert_equal(_train(config, log, tmp_path / "cut"), expected)
+    whole, cut = ((tmp_path / part / "scalars.jsonl").read_text().splitlines() for part in ("whole", "cut"))
+    assert cut == whole
+    assert [json.loads(line)["epoch"] for line in cut] == list(range(4))
+
+
+def test_a_finished_training_is_not_trained_again(log, tmp_path):
+    expected = _train(small("a3c-p"), log, tmp_path)
+
+    def never(agent):
+        raise AssertionError("trained again")
+
+    _assert_equal(_train(small("a3c-p"), log, tmp_path, validate=never), expected)
+    assert len((tmp_path / "scalars.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_crash_while_the_checkpoint_is_written_leaves_the_one_before(log, tmp_path, monkeypatch):
+    config = small("irn-p")
+    expected = _train(config, log)
+    save, n_saved = training.save_file, 0
+
+    def failing(tensors, file, metadata):
+        nonlocal n_saved
+        n_saved += 1
+        if n_saved == 3:
+            file.write_bytes(b"half a file")
+            raise OSError("no space left on device")
+        save(tensors, file, metadata=metadata)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_file", failing)
+        with pytest.raises(OSError, match="no space"):
+            _train(config, log, tmp_path)
+    _assert_equal(_train(config, log, tmp_path), expected)
+    assert not list(tmp_path.glob("*.tmp"))
+    assert len((tmp_path / "scalars.jsonl").read_text().splitlines()) == 4
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from pathlib import Path
+from sessiongym.agents.config import AgentConfig
+from sessiongym.agents.recurrent import RecurrentAgent
+from sessiongym.envs.log import SessionLog
+import json
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+log = SessionLog.open(folder / "log")
+
+def progress(done, total, text):
+    if text.startswith("epoch 3/") and done % (total // 4) > 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+config = AgentConfig(**json.loads(sys.argv[2]))
+score = lambda agent: float(agent.policy.output_bias.sum().sin())
+RecurrentAgent(config).fit(log, log, validate=score, folder=folder, progress=progress)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_a_process_killed_in_the_middle_of_an_epoch_goes_on_to_the_same_weights(log, tmp_path):
+    # Small updates, so that an epoch has more than the twenty between two calls of `progress`.
+    config = small("irn-p", lanes=4, unroll=2)
+    saved = log.save(tmp_path / "log")
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), json.dumps(config.__dict__)], env=os.environ, capture_output=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert len((tmp_path / "scalars.jsonl").read_text().splitlines()) == 2
+    _assert_equal(_train(config, saved, tmp_path), _train(config, saved))
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "scalars.jsonl").open()] == list(range(4))
+
+
+def test_early_stopping_keeps_the_weights_of_the_best_epoch(log):
+    scores, seen = [0.1, 0.5, 0.2, 0.5, 0.4, 0.9], []
+
+    def validate(agent):
+        seen.append({name: weight.clone() for name, weight in agent.policy.state_dict().items()})
+        return scores[len(seen) - 1]
+
+    agent = _train(small("a3c-p", epochs=6, patience=2), log, validate=validate)
+    # Epochs 2 and 3 are no better than epoch 1, so the one that would have been best is never trained.
+    assert len(seen) == 4
+    for name, weight in agent.policy.state_dict().items():
+        assert torch.equal(weight, seen[1][name]), name
+    assert not torch.equal(seen[1]["w_hh"], seen[3]["w_hh"])
+
+
+def test_without_a_validation_score_the_last_epoch_stays(log):
+    three = RecurrentAgent(small("a3c-p", epochs=3)).fit(log)
+    seen = []
+    _train(small("a3c-p", epochs=3), log, validate=lambda agent: seen.append(agent.policy.w_hh.clone()) or len(seen))
+    assert torch.equal(three.policy.w_hh, seen[-1])
+
+
+@pytest.mark.parametrize("drop", ["event", "reward", "click"])
+def test_purchases_that_are_dropped_give_no_reward(log, drop, monkeypatch):
+    rewards, bought = [], []
+    start = A3CLearner.start
+
+    def recording(learner, source):
+        def fetch(n_steps):
+            rollout = source(n_steps)
+            rewards.append(rollout.reward)
+            bought.append(rollout.kind == PURCHASE)
+            return rollout
+
+        start(learner, fetch)
+
+    monkeypatch.setattr(A3CLearner, "start", recording)
+    _train(small("a3c-p", epochs=1, density=0.4, drop=drop), log)
+    share = np.mean(np.concatenate(rewards) > 0) / np.mean(log.kind[log.batch().target_events()] == PURCHASE)
+    assert 0.2 < share < 0.6
+    if drop == "reward":
+        assert np.concatenate(bought).mean() > 2 * np.mean(np.concatenate(rewards) > 0)
+    else:
+        np.testing.assert_array_equal(np.concatenate(bought), np.concatenate(rewards) > 0)
+
+
+@pytest.mark.parametrize("drop", ["event", "reward", "click"])
+def test_purchase_rewards_of_density_zero_train_no_policy(log, drop):
+    config = small("a3c-p", "paper", density=0.0, drop=drop, epochs=1)
+    agent = _train(config, log)
+    untrained = agent.build(N)
+    assert torch.equal(agent.policy.output_table, untrained.output_table)
+    assert torch.equal(agent.policy.output_bias, untrained.output_bias)
+    assert not torch.equal(agent.policy.value_bias, untrained.value_bias)
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+@pytest.mark.parametrize("name", NAMES)
+def test_a_trained_agent_of_every_preset_keeps_to_the_protocol(log, name, preset):
+    agent = _train(small(name, preset, epochs=1), log)
+    findings = check_recommender(agent, log, n_sessions=8)
+    assert all(finding.passed for finding in findings)
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_a_saved_agent_scores_as_it_did(log, tmp_path, preset):
+    agent = _train(small("irn-p", preset, epochs=1), log, seed=3)
+    agent.save(tmp_path)
+    loaded = RecurrentAgent.load(tmp_path)
+    assert (loaded.config, loaded.seed) == (agent.config, agent.seed)
+    assert torch.equal(loaded.score_sessions(log.batch()), agent.score_sessions(log.batch()))
+
+
+def test_scalars_tell_what_the_alarms_need(log, tmp_path):
+    _train(small("irn-p", epochs=1), log, tmp_path)
+    record = json.loads((tmp_path / "scalars.jsonl").read_text())
+    assert {"advantage_mean", "advantage_negative_share", "advantage_p50", "imagination_loss"} <= set(record)
+    assert {"copy_last", "copy_earlier", "imagined_true", "imagined_bias", "validation"} <= set(record)
+    assert all(np.isfinite(value) for value in record.values())
+
+
+def test_a_log_without_a_validation_split_trains(log):
+    agent = RecurrentAgent(small("lstm", epochs=1)).fit(log)
+    assert agent.score_sessions(log.batch()).shape == (log.batch().n_rows, N)
