@@ -95,8 +95,17 @@ class AgentConfig:
                 raise InputError(f"{name}: expected at least 1, found {getattr(self, name)}")
         if self.tied and self.embedding_dim is None:
             raise InputError("tied: expected an embedding_dim to tie the output layer to, found None; set one")
-        if self.copy_window < 0:
-            raise InputError(f"copy_window: expected 0 or more items, found {self.copy_window}")
+        if self.embedding_dim is not None and self.embedding_dim < 1:
+            raise InputError(f"embedding_dim: expected at least 1 or None, found {self.embedding_dim}")
+        not_negative = ("copy_window", "imagination_start", "patience", "learning_rate", "value_coefficient")
+        for name in (*not_negative, "imagination_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name}: expected a finite number from 0, found {getattr(self, name)}")
+        for name in ("gamma", "density"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}: expected a number in [0, 1], found {getattr(self, name)}")
+        if not self.clip_norm > 0:
+            raise InputError(f"clip_norm: expected a norm above 0, found {self.clip_norm}")
         if not 0 <= self.learning_rate_end <= 1:
             raise InputError(f"learning_rate_end: expected a share in [0, 1], found {self.learning_rate_end}")
         if not 0 <= self.dropout < 1:
@@ -124,8 +133,11 @@ PRACTICAL = AgentConfig(
     hidden_units=128,
     embedding_dim=128,
     tied=True,
-    dropout=0.3,
+    dropout=0.5,
     copy_window=20,
+    learning_rate=4e-3,
+    learning_rate_end=0.0,
+    patience=5,
     policy_weight="positive_advantage",
     value_gradient="stopped",
     epochs=20,

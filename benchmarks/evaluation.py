@@ -75,8 +75,9 @@ def table() -> str:
     """Events a second on one thread (of the process) and on two (by the clock on the wall)."""
     log = zipf_log(600, N_ITEMS, 0.25, seed=0)
     rows = []
+    available = numba.get_num_threads()
     for threads, clock in ((1, CPU), (2, WALL)):
-        if threads > numba.config.NUMBA_NUM_THREADS:
+        if threads > available:
             continue
         torch.set_num_threads(threads)
         numba.set_num_threads(threads)

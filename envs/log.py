@@ -471,11 +471,23 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def check_new_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
-    """`folder` as a path. Raises `InputError` where it exists and `overwrite` is off."""
+    """`folder` as a path. Raises `InputError` where it exists and `overwrite` is off, or it holds something foreign."""
     target = Path(folder)
     if target.exists() and not overwrite:
         raise InputError(f"{target}: already exists and is not overwritten; choose another --out or pass --overwrite")
+    if target.exists() and not _is_ours(target):
+        raise InputError(f"{target}: not a folder that sessiongym wrote, so it is not replaced; choose another --out")
     return target
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        if folder.is_dir() and not any(folder.iterdir()):
+            return True
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return str(manifest["format"]).startswith("sessiongym.")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 @contextmanager
@@ -511,7 +523,7 @@ def _check_frame(frame: pd.DataFrame) -> None:
             f"found {list(frame.columns)}; rename the columns"
         )
     for name in ("session", "item", "time", "kind", "user"):
-        if name in frame.columns and frame[name].isna().any():
+        if name in frame.columns and frame[name].isna().to_numpy().any():
             row = int(np.argmax(frame[name].isna()))
             raise InputError(f"from_pandas: column {name!r} has no value in row {row}; fill in or drop such rows")
     types, time = pd.api.types, frame["time"]

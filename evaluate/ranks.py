@@ -46,7 +46,11 @@ def rank_bounds(scores: Any, row: np.ndarray, target: np.ndarray) -> tuple[np.nd
         scores = scores.astype(np.float64)
     scores = np.ascontiguousarray(scores)
     low, high, n_finite = (np.empty(len(row), dtype=np.int32) for _ in range(3))
+    n_threads = 0 if torch is None else torch.get_num_threads()
     _count(scores, row, target, low, high, n_finite)
+    # Numba sets the threads of the OpenMP runtime that torch shares with it, and results of torch depend on those.
+    if torch is not None:
+        torch.set_num_threads(n_threads)
     return _checked(low, high, n_finite, row, scores)
 
 

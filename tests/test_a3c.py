@@ -1,4 +1,4 @@
-"""The learner: its gradients against finite differences of a loss written by hand, its returns, states and snapshots."""
+"""The learner: gradients against finite differences of a loss written by hand; its returns, states and snapshots."""
 
 from dataclasses import replace
 from types import SimpleNamespace

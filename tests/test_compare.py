@@ -152,7 +152,7 @@ def test_event_rows_are_those_of_every_model_and_seed(referenced, shop):
     cells = referenced[0].parent / "cells"
     for seed in (0, 1):
         cell = Cell(parse_model(SHORT), PreparedData.open(shop).fingerprint(), seed)
-        rows = events[(events["model"] == SHORT) & (events["seed"] == seed)].drop(columns=["model", "seed"])
+        rows = events.loc[(events["model"] == SHORT) & (events["seed"] == seed), :].drop(columns=["model", "seed"])
         pd.testing.assert_frame_equal(rows.reset_index(drop=True), read_events(cells / cell.name))
 
 

@@ -1,5 +1,7 @@
 """The event table: what each event is, and that chunks, batches and unseen items are handled."""
 
+# pyright: reportGeneralTypeIssues=false
+
 import dataclasses
 
 import numpy as np

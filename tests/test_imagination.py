@@ -163,8 +163,16 @@ def test_bias_share_is_one_where_the_bias_alone_makes_the_logit_and_zero_without
         assert float(logit_bias_share(policy, state[0], items)) == 1
 
 
+@pytest.fixture
+def one_thread():
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
 @pytest.mark.slow
-def test_reconstruction_after_learns_to_copy_and_before_learns_nothing():
+def test_reconstruction_after_learns_to_copy_and_before_learns_nothing(one_thread):
     """No reward at all, so only the imagination trains (clicks of RecSys15, 64 units, 1,000 updates of 128, seed 0).
 
     Items with at least 26 events, about 500 of them: reading `after` ends as a copier of the newest item, which is a
@@ -190,8 +198,9 @@ def test_reconstruction_after_learns_to_copy_and_before_learns_nothing():
         recall[reading] = purchase_recall(agent, data.test)
         copied[reading] = probe(agent, data.test)["copy_last"]
     chance = 5 / data.train.n_items
-    # Events of one session hang together, so the standard error counts sessions.
-    error = np.sqrt(chance * (1 - chance) / data.test.n_sessions)
-    assert recall["before"] < chance + 5 * error
-    assert recall["after"] > recall["before"] + 50 * error
+    # A policy that learned nothing ranks five items of its own choice; some items are clicked far more than others.
+    share = np.bincount(data.test.item[data.test.batch().target_events()], minlength=data.train.n_items)
+    spread = np.sqrt(5) * np.std(share / share.sum())
+    assert recall["before"] < chance + 3 * spread
+    assert recall["after"] > recall["before"] + 10 * spread
     assert copied["after"] > 0.5 > 0.1 > copied["before"]

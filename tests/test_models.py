@@ -1,5 +1,7 @@
 """Model names: every one parses and builds, a change reaches its field, and what is not understood says what is."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from dataclasses import fields, replace
 from typing import get_args, get_origin, get_type_hints
 
@@ -135,6 +137,8 @@ def test_a_value_of_the_wrong_type_is_answered_with_the_right_one(change, expect
         "patience=-1",
         "learning_rate=-1",
         "learning_rate=nan",
+        "learning_rate_end=2",
+        "max_events=0",
         "clip_norm=0",
         "gamma=1.5",
         "density=2",

@@ -1,5 +1,7 @@
 """A Gymnasium policy is scored on the very observations that it would have met in the environment."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -92,7 +94,7 @@ def test_an_agent_that_only_acts_is_scored_at_one_and_blank_elsewhere(log):
     assert acting.max_k == 1
     events = {"acting": {0: rank_events(acting, log)}, "scoring": {0: rank_events(scoring, log)}}
     long = long_table(events, ks=(1, 3, 5, 10), resamples=20)
-    mean = long.query("seed == 'mean'")
+    mean: Any = long.query("seed == 'mean'")
     blank = (mean["model"] == "acting") & (mean["k"] > 1)
     np.testing.assert_array_equal(mean["value"].isna(), blank)
     keys = mean[["model", "slice", "metric", "k"]].itertuples(index=False, name=None)

@@ -1,5 +1,7 @@
 """The hand-written LSTM against its own single step, against torch.nn.LSTM, and against finite differences."""
 
+# pyright: reportCallIssue=false
+
 import pytest
 import torch
 from sessiongym.nn.recurrent import lstm_step, lstm_unroll

@@ -133,7 +133,8 @@ def test_a_finished_cell_is_left_untouched(shop, tmp_path):
 
 def test_cells_are_one_only_if_model_configuration_data_and_seed_are():
     cell = Cell(parse_model("a3c-p"), "data", 0)
-    assert Cell(parse_model(f"a3c-p:hidden_units={cell.spec.config.hidden_units}"), "data", 0).name == cell.name
+    units = cell.spec.config.hidden_units  # pyright: ignore[reportAttributeAccessIssue]
+    assert Cell(parse_model(f"a3c-p:hidden_units={units}"), "data", 0).name == cell.name
     others = [
         Cell(parse_model("a3c-p@paper"), "data", 0),
         Cell(parse_model("a3c-p:gamma=0.5"), "data", 0),
@@ -155,7 +156,7 @@ def test_many_at_once_compute_every_cell_once_and_whole(shop, tmp_path, monkeypa
 
     monkeypatch.setattr(runs, "_train_into", train_into)
     monkeypatch.setattr(runs, "rank_into", lambda folder, model, data: None)
-    cells = [Cell(parse_model("a3c-p"), "data", seed) for seed in range(150)]
+    cells = [Cell(parse_model("a3c-p"), "data", seed) for seed in range(100)]
     together = threading.Barrier(n_workers)
 
     def work(_):

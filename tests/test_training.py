@@ -1,5 +1,7 @@
 """Training: the same twice, the same after an interruption of any kind, and agents that keep to the protocol."""
 
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
+
 import json
 import os
 import signal
@@ -16,6 +18,7 @@ from sessiongym.agents.a3c import A3CLearner
 from sessiongym.agents.config import PRESETS
 from sessiongym.agents.recurrent import RecurrentAgent
 from sessiongym.envs.log import PURCHASE, SessionLog
+from sessiongym.evaluate.events import purchase_recall
 from sessiongym.evaluate.protocol import check_recommender
 
 N = 20
@@ -56,7 +59,7 @@ def log():
 
 def _score(agent):
     """Any figure that depends on the weights and rises and falls."""
-    return float(agent.policy.output_bias.sum().sin())
+    return float(agent.policy.output_bias.detach().sum().sin())
 
 
 def _train(config, log, folder=None, seed=0, validate=_score):
@@ -103,6 +106,44 @@ def test_training_that_was_interrupted_ends_as_if_left_alone(log, tmp_path, name
     whole, cut = ((tmp_path / part / "scalars.jsonl").read_text().splitlines() for part in ("whole", "cut"))
     assert cut == whole
     assert [json.loads(line)["epoch"] for line in cut] == list(range(4))
+
+
+def test_validation_leaves_training_its_number_of_threads(log):
+    """The rank kernel runs on all cores, in the OpenMP runtime of torch; results depend on how many torch uses."""
+    n_threads = []
+
+    def validate(agent):
+        score = purchase_recall(agent, log)
+        n_threads.append(torch.get_num_threads())
+        return score
+
+    _train(small("a3c-p", epochs=2), log, validate=validate)
+    assert n_threads == [1, 1]
+
+
+def test_the_learning_rate_falls_to_its_end_over_the_events_of_the_whole_training(log, monkeypatch):
+    config = small("a3c-p", "paper", learning_rate_end=0.25)
+    rates = []
+    update = A3CLearner.update
+
+    def recording(learner):
+        update(learner)
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(A3CLearner, "update", recording)
+    _train(config, log, validate=None)
+    n_updates = len(rates)
+    expected = config.learning_rate * (1 - 0.75 * np.arange(n_updates) / n_updates)
+    np.testing.assert_allclose(rates, expected)
+
+
+def test_max_events_ends_training_after_whole_epochs_but_not_before_the_first(log):
+    n_epochs = []
+    for max_events in (1, 1100, 10**6):
+        seen = []
+        _train(small("a3c-p", max_events=max_events), log, validate=lambda agent: seen.append(agent) or len(seen))  # noqa: B023
+        n_epochs.append(len(seen))
+    assert n_epochs == [1, 2, 4]
 
 
 def test_a_finished_training_is_not_trained_again(log, tmp_path):
@@ -155,7 +196,7 @@ def progress(done, total, text):
         os.kill(os.getpid(), signal.SIGKILL)
 
 config = AgentConfig(**json.loads(sys.argv[2]))
-score = lambda agent: float(agent.policy.output_bias.sum().sin())
+score = lambda agent: float(agent.policy.output_bias.detach().sum().sin())
 RecurrentAgent(config).fit(log, log, validate=score, folder=folder, progress=progress)
 """
 
