@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..envs.rollout import Rollout
+from ..errors import InputError
 from ..nn.copying import window_stream
 from ..nn.losses import weighted_negative_log_likelihood
 from ..nn.policy import NetworkConfig, RecurrentPolicy
@@ -37,11 +38,13 @@ class Steps(NamedTuple):
 class A3CLearner:
     """Owns the network, its optimiser, the carried recurrent states and every random draw of the training.
 
-    `source` gives the next rollout of T steps of B lanes. With a bootstrap the learner looks one rollout ahead, so
-    that the end of an unroll is never the end of a return.
+    `source` gives the next rollout of T steps of B lanes. Where a return spans several events the learner looks one
+    rollout ahead, so that the end of an unroll is never the end of a return.
     """
 
     def __init__(self, config: AgentConfig, n_items: int, seed: int, device: torch.device | str) -> None:
+        if config.imagination_weight > 0 and config.breadth > n_items:
+            raise InputError(f"breadth: expected at most the {n_items} items of the data, found {config.breadth}")
         self.config, self.device = config, torch.device(device)
         # Weights are drawn on the CPU, so that they do not depend on the device.
         weights = torch.Generator().manual_seed(seed)
@@ -51,6 +54,7 @@ class A3CLearner:
         self.imagination = ImaginationCore(self.policy, config.lanes, self.generator)
         self.planner = TrajectoryManager(config.breadth, config.depth)
         self.target = copy.deepcopy(self.policy).requires_grad_(False) if config.bootstrap else None
+        self.looks_ahead = config.bootstrap or config.n_steps > 1
         self.events = self.refreshed_at = 0
         self.total_events: int | None = None
         """Events of the whole training, over which the learning rate falls; None: it stays."""
@@ -66,8 +70,8 @@ class A3CLearner:
         self.imagination.carried = self.policy.initial_state(self.config.lanes)
         if self.target is not None:
             self.target_carried = self.policy.initial_state(self.config.lanes)
-            self.ahead = self._fetch()
-            self.ahead_value = self._target_value(self.ahead)
+        if self.looks_ahead:
+            self.ahead, self.ahead_value = self._fetch_with_value()
 
     def update(self) -> None:
         """One rollout, one step of Adam."""
@@ -151,16 +155,19 @@ class A3CLearner:
     def _returns(self) -> tuple[Steps, Tensor]:
         """The next steps and their returns [T, B]; bootstrapped from V^- of the frozen network where asked."""
         config = self.config
-        if self.target is None:
+        if not self.looks_ahead:
             steps = self._fetch()
-            return steps, n_step_return(steps.reward, steps.done, None, config.n_steps, config.gamma)
+            return steps, steps.reward
         steps, value = self.ahead, self.ahead_value
-        self.ahead = self._fetch()
-        self.ahead_value = self._target_value(self.ahead)
+        self.ahead, self.ahead_value = self._fetch_with_value()
         reward, done = torch.cat([steps.reward, self.ahead.reward]), torch.cat([steps.done, self.ahead.done])
-        value = torch.cat([value, self.ahead_value])
-        returns = n_step_return(reward, done, value, config.n_steps, config.gamma)
+        bootstrap = None if value is None or self.ahead_value is None else torch.cat([value, self.ahead_value])
+        returns = n_step_return(reward, done, bootstrap, config.n_steps, config.gamma)
         return steps, returns[: config.unroll]
+
+    def _fetch_with_value(self) -> tuple[Steps, Tensor | None]:
+        steps = self._fetch()
+        return steps, None if self.target is None else self._target_value(steps)
 
     def _fetch(self) -> Steps:
         rollout = self.source(self.config.unroll)

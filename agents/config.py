@@ -110,10 +110,9 @@ class AgentConfig:
             raise InputError(f"learning_rate_end: expected a share in [0, 1], found {self.learning_rate_end}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout: expected a share in [0, 1), found {self.dropout}")
-        if self.bootstrap and self.n_steps > self.unroll:
-            raise InputError(
-                f"n_steps: expected at most unroll={self.unroll} rewards before the bootstrap, found {self.n_steps}"
-            )
+        if self.n_steps > self.unroll:
+            # The learner looks one rollout ahead.
+            raise InputError(f"n_steps: expected at most unroll={self.unroll} rewards, found {self.n_steps}")
         for name, allowed in (
             ("policy_at", ("every", "reward")),
             ("policy_weight", ("advantage", "positive_advantage", "return", "one")),
@@ -138,11 +137,13 @@ PRACTICAL = AgentConfig(
     learning_rate=4e-3,
     learning_rate_end=0.0,
     patience=5,
-    policy_weight="positive_advantage",
+    policy_weight="return",
     value_gradient="stopped",
     epochs=20,
 )
-"""Settled on validation data (the base of every preset without a suffix)."""
+"""The base of every preset without a suffix, settled on validation data (seed 0, purchase Recall@5 on the validation day
+of the Taobao actions at support 5): a positive advantage in place of the return gave .216 against .239 for `a3c-p` and
+.200 against .229 for `a3c-f`, because V is high exactly where purchases are; a session-KNN reaches .230 there."""
 
 _FULL = {"click_reward": 1.0, "n_steps": 3, "bootstrap": True, "policy_at": "every"}
 _CROSS_ENTROPY = {"policy_weight": "one", "value_coefficient": 0.0}
