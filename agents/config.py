@@ -141,9 +141,7 @@ PRACTICAL = AgentConfig(
     value_gradient="stopped",
     epochs=20,
 )
-"""The base of every preset without a suffix, settled on validation data (seed 0, purchase Recall@5 on the validation day
-of the Taobao actions at support 5): a positive advantage in place of the return gave .216 against .239 for `a3c-p` and
-.200 against .229 for `a3c-f`, because V is high exactly where purchases are; a session-KNN reaches .230 there."""
+"""The base of every preset without a suffix, settled on validation data: `docs/practical-preset.md`."""
 
 _FULL = {"click_reward": 1.0, "n_steps": 3, "bootstrap": True, "policy_at": "every"}
 _CROSS_ENTROPY = {"policy_weight": "one", "value_coefficient": 0.0}
