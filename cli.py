@@ -42,7 +42,7 @@ class Compare:
     seeds: int = 1
     """Training seeds 0..K-1 of every trained model; a published table needs at least 5."""
     out: Path = Path("runs/compare")
-    """Folder for table.csv, table.md, events.parquet and manifest.json."""
+    """Folder for table.csv, table.md, training.csv, events.parquet and manifest.json."""
     references: bool = True
     """Add the shortcuts and controls that every table should carry."""
     ks: tuple[int, ...] = (3, 5, 10)
@@ -241,7 +241,13 @@ def _compare(command: Compare) -> None:
     from .evaluate.table import print_table
 
     print_table(result.long, notes=result.notes, ties=command.ties)
-    print(f"written to {result.folder}: table.csv, table.md, events.parquet, manifest.json")
+    if len(result.training):
+        from rich.console import Console
+
+        from .evaluate.training import training_console_table
+
+        Console().print(training_console_table(result.training))
+    print(f"written to {result.folder}: table.csv, table.md, training.csv, events.parquet, manifest.json")
 
 
 def _default_shop(parent: Path) -> Path:

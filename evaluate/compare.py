@@ -34,6 +34,8 @@ class Comparison:
     """The long table, as `table.csv` holds it."""
     notes: tuple[str, ...]
     """Caveats that every table made from it must state."""
+    training: pd.DataFrame
+    """Every scalar of every epoch of the trained models, as `training.csv` holds it; empty where none was trained."""
     folder: Path
 
 
@@ -55,10 +57,10 @@ def compare(
 
     `references` adds the shortcuts and controls that every comparison should carry. Finished cells live in `cells`
     (default: beside `out`) and are shared by all comparisons there. Interrupted, the same call goes on.
-    `out` gets ``table.csv`` (long form), ``table.md``, ``events.parquet`` (the rank of every event under every model
-    and seed) and ``manifest.json``. Raises `InputError` for options as `check_options` does, for data that is not in a
-    folder, or where `out` is no comparison, or another one and `overwrite` is off; `BrokenExecutor` where a worker
-    process dies.
+    `out` gets ``table.csv`` (long form), ``table.md``, ``training.csv`` (every scalar of every epoch),
+    ``events.parquet`` (the rank of every event under every model and seed) and ``manifest.json``. Raises `InputError`
+    for options as `check_options` does, for data that is not in a folder, or where `out` is no comparison, or another
+    one and `overwrite` is off; `BrokenExecutor` where a worker process dies.
     """
     check_options(models, n_seeds, jobs, device, ks, ties)
     if data.path is None:
@@ -79,11 +81,11 @@ def compare(
     todo = [Cell(spec, data.fingerprint(), seed) for spec in specs for seed in range(n_seeds)]
     cells = cells or out.parent / "cells"
     folders = _compute(todo, data, cells, jobs or default_jobs(device), device)
-    events = {
-        spec.label: {seed: read_events(folders[Cell(spec, data.fingerprint(), seed).name]) for seed in range(n_seeds)}
+    by_model = {
+        spec.label: {seed: folders[Cell(spec, data.fingerprint(), seed).name] for seed in range(n_seeds)}
         for spec in specs
     }
-    return _write(out, plan, data, events, {cell.spec.label: cell.name for cell in todo}, ks, ties)
+    return _write(out, plan, data, by_model, ks, ties)
 
 
 def check_options(
@@ -242,28 +244,33 @@ def _write(
     out: Path,
     plan: dict[str, Any],
     data: PreparedData,
-    events: dict[str, dict[int, pd.DataFrame]],
-    cell_names: dict[str, str],
+    folders: dict[str, dict[int, Path]],
     ks: tuple[int, ...],
     ties: str,
 ) -> Comparison:
     import pandas as pd
 
     from .table import long_table, markdown_table, write_table
+    from .training import training_markdown, training_table
 
     notes = list(data.notes)
     if plan["seeds"] < 5:
         notes.append(f"{plan['seeds']} seed(s): a published table needs at least 5.")
-    long = long_table(events, ks, ties)
+    events = {model: {seed: read_events(f) for seed, f in by_seed.items()} for model, by_seed in folders.items()}
+    long, training = long_table(events, ks, ties), training_table(folders)
     rows = [
         frame.assign(model=model, seed=seed) for model, by_seed in events.items() for seed, frame in by_seed.items()
     ]
     head = {"format": COMPARISON_FORMAT, "schema": SCHEMA, **plan, "data_path": str(data.path), "notes": notes}
+    cells = {model: [folder.name for folder in by_seed.values()] for model, by_seed in folders.items()}
     # Everything here is derived from cells, so replacing an older version of the same plan loses nothing.
     with new_folder(out, overwrite=True) as work:
         write_table(long, work / "table.csv")
-        (work / "table.md").write_text(markdown_table(long, notes=notes, ties=ties), encoding="utf-8")
+        training.to_csv(work / "training.csv", index=False)
+        text = markdown_table(long, notes=notes, ties=ties)
+        text += "\n" + training_markdown(training) if len(training) else ""
+        (work / "table.md").write_text(text, encoding="utf-8")
         table = pd.concat(rows, ignore_index=True).astype({"model": "category"})
         table.to_parquet(work / "events.parquet", index=False)
-        write_json(work / "manifest.json", {**head, "cells": cell_names})
-    return Comparison(long, tuple(notes), out)
+        write_json(work / "manifest.json", {**head, "cells": cells})
+    return Comparison(long, tuple(notes), training, out)
