@@ -27,9 +27,9 @@ _SUMMARY = {
 
 EXPLANATION = (
     "At the epoch kept on validation, mean over seeds, in % but for epoch and adv. Valid.: purchase Recall@5 on the "
-    "validation split. In its states, last: the newest item is among the top 5; earlier: an earlier one is; true: items "
-    "that the policy would imagine and that occur later in the session; new: not in it yet; bias: share of the output "
-    "bias in their logits. Adv.: return minus V where the policy was updated; neg.: how many of these are negative."
+    "validation split. In its states, last: the newest item is among the top 5; earlier: an earlier one is; true: "
+    "items that the policy would imagine and that occur later in the session; new: not in it yet; bias: share of the "
+    "output bias in their logits. Adv.: return minus V where the policy was updated; neg.: how many are negative."
 )
 
 
@@ -85,5 +85,5 @@ def _summary(training: pd.DataFrame) -> tuple[list[str], list[tuple[str, list[st
     rows = []
     for model, values in mean.iterrows():
         scaled = [values[name] * _SUMMARY[name][1] for name in columns]
-        rows.append((str(model), ["" if pd.isna(v) else f"{v:.2f}" for v in scaled]))
+        rows.append((str(model), ["" if pd.isna(v) else f"{v:.1f}" for v in scaled]))
     return [_SUMMARY[name][0] for name in columns], rows

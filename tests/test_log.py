@@ -233,6 +233,16 @@ def test_overwriting_swaps_whole_folders_and_only_when_asked(log, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["log"]
 
 
+def test_overwriting_never_replaces_what_the_package_did_not_write(log, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not a folder that sessiongym wrote"):
+        log.save(tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    assert log.save(tmp_path / "empty", overwrite=True).fingerprint() == log.fingerprint()
+
+
 def one_line(caught: pytest.ExceptionInfo) -> str:
     message = str(caught.value)
     assert "\n" not in message
