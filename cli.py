@@ -300,7 +300,7 @@ def _evaluate(command: Evaluate) -> None:
 
 
 def _prepare(source: RecSys15 | Table | ChoiceSets) -> None:
-    from .envs.log import check_new_folder
+    from .envs.folders import check_new_folder
     from .envs.sources.choice_sets import prepare_choice_sets
     from .envs.sources.recsys15 import prepare_recsys15
     from .envs.sources.table import prepare_table
@@ -318,7 +318,7 @@ def _prepare(source: RecSys15 | Table | ChoiceSets) -> None:
 
 
 def _make_shop(command: MakeShop) -> None:
-    from .envs.log import check_new_folder
+    from .envs.folders import check_new_folder
     from .envs.shop.prepare import prepare_shop
 
     check_new_folder(command.out, command.overwrite)

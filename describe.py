@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .envs.log import SCHEMA, PreparedData, SessionLog, read_manifest
+from .envs.folders import SCHEMA, read_manifest
+from .envs.log import PreparedData, SessionLog
 from .errors import InputError
 
 

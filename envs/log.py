@@ -8,12 +8,8 @@ one copy.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
+from .folders import SCHEMA, new_folder, read_manifest, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,9 +26,6 @@ CLICK, PURCHASE = 0, 1
 """Values of the `kind` column."""
 
 KIND_NAMES = ("click", "purchase")
-
-SCHEMA = 1
-"""Version of the on-disk layout; a folder with a newer one is refused."""
 
 _COLUMNS = {"item": np.int32, "kind": np.uint8, "time": np.int64, "offset": np.int64}
 
@@ -438,79 +432,6 @@ class PreparedData:
         if len({part.n_items for part in parts.values()}) != 1:
             raise InputError(f"{path}: the splits have different vocabularies; prepare the data again")
         return cls(**parts, manifest=manifest, path=path.resolve())
-
-
-def read_manifest(folder: Path, expected_format: str) -> dict[str, Any]:
-    """The manifest of a folder written by this package, or an `InputError` that says what the folder is instead."""
-    file = folder / "manifest.json"
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; make one with `sessiongym prepare` or `sessiongym shop`")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{file}: not found, so this is not a folder that sessiongym wrote; make one with `sessiongym prepare`"
-        ) from None
-    except ValueError as error:
-        line = getattr(error, "lineno", 1)
-        raise InputError(f"{file}:{line}: not valid JSON ({error}); prepare the data again") from None
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != expected_format:
-        raise InputError(f"{file}: expected format {expected_format!r}, found {found!r}; give the right folder")
-    if not isinstance(manifest.get("schema"), int) or manifest["schema"] > SCHEMA:
-        raise InputError(
-            f"{file}: written with schema {manifest.get('schema')!r}, this version reads up to {SCHEMA}; "
-            "upgrade sessiongym or prepare the data again"
-        )
-    return manifest
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """JSON for people: indented, keys in the order given."""
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def check_new_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
-    """`folder` as a path. Raises `InputError` where it exists and `overwrite` is off, or it holds something foreign."""
-    target = Path(folder)
-    if target.exists() and not overwrite:
-        raise InputError(f"{target}: already exists and is not overwritten; choose another --out or pass --overwrite")
-    if target.exists() and not _is_ours(target):
-        raise InputError(f"{target}: not a folder that sessiongym wrote, so it is not replaced; choose another --out")
-    return target
-
-
-def _is_ours(folder: Path) -> bool:
-    try:
-        if folder.is_dir() and not any(folder.iterdir()):
-            return True
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return str(manifest["format"]).startswith("sessiongym.")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-@contextmanager
-def new_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name when the block ends well, and vanishes otherwise.
-
-    Raises `InputError` where `folder` exists and `overwrite` is off.
-    """
-    target = check_new_folder(folder, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        if target.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.rename(target, retired / "old")
-            os.rename(temporary, target)
-            shutil.rmtree(retired)
-        else:
-            os.rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check_frame(frame: pd.DataFrame) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-from ..envs.log import SCHEMA, PreparedData, new_folder, read_manifest, write_json
+from ..envs.folders import SCHEMA, new_folder, read_manifest, write_json
+from ..envs.log import PreparedData
 from ..errors import InputError
 from ..progress import ProgressDisplay
 from .models import REFERENCES, ModelSpec, parse_models

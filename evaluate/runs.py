@@ -21,7 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..envs.log import SCHEMA, PreparedData, check_new_folder, read_manifest, write_json
+from ..envs.folders import SCHEMA, check_new_folder, read_manifest, write_json
+from ..envs.log import PreparedData
 from ..errors import InputError
 from .models import ModelSpec, parse_model
 

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sessiongym.envs.log import PURCHASE, SCHEMA, PreparedData, SessionLog, new_folder
+from sessiongym.envs.folders import SCHEMA, new_folder
+from sessiongym.envs.log import PURCHASE, PreparedData, SessionLog
 from sessiongym.errors import InputError
 
 DATA = Path(os.environ.get("SESSIONGYM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
