@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
@@ -79,11 +80,11 @@ def training_markdown(training: pd.DataFrame) -> str:
 
 def _summary(training: pd.DataFrame) -> tuple[list[str], list[tuple[str, list[str]]]]:
     columns = [name for name in _SUMMARY if name in training.columns]
-    mean = training[training["kept"]].groupby("model", sort=False)[columns].mean()
-    # Epochs are counted from 1 for people.
-    mean["epoch"] += 1
+    kept = training.loc[training["kept"].to_numpy(dtype=bool)]
     rows = []
-    for model, values in mean.iterrows():
-        scaled = [values[name] * _SUMMARY[name][1] for name in columns]
-        rows.append((str(model), ["" if pd.isna(v) else f"{v:.1f}" for v in scaled]))
+    for model in kept["model"].unique():
+        mean = kept.loc[(kept["model"] == model).to_numpy(), columns].to_numpy(dtype=float).mean(axis=0)
+        # Epochs are counted from 1 for people.
+        shown = [(value + (name == "epoch")) * _SUMMARY[name][1] for name, value in zip(columns, mean, strict=True)]
+        rows.append((str(model), ["" if np.isnan(value) else f"{value:.1f}" for value in shown]))
     return [_SUMMARY[name][0] for name in columns], rows
