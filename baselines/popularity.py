@@ -96,11 +96,7 @@ def prefixes(batch: SessionBatch, events: np.ndarray) -> Iterator[slice]:
 
 def newest_event(history: SessionBatch, n_items: int) -> np.ndarray:
     """[1] int64 index of the last event of a single live session; raises `InputError` for anything else."""
-    if history.n_sessions != 1 or len(history.item) == 0:
-        raise InputError(
-            f"recommend: expected one session of at least one event, found {history.n_sessions} sessions "
-            f"with {len(history.item)} events; use score_sessions for more"
-        )
+    history.check_live()
     check_vocabulary(history, n_items)
     return np.array([len(history.item) - 1])
 

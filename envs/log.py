@@ -66,16 +66,20 @@ class SessionBatch:
         is_target[self.offset[:-1]] = False
         return np.flatnonzero(is_target)
 
-    def with_unknown_next(self) -> SessionBatch:
-        """One live session with a stand-in for its next event, so that its last row is the one to recommend from.
-
-        Raises `InputError` for a batch that is not one session of at least one event.
-        """
+    def check_live(self) -> None:
+        """Raises `InputError` for a batch that is not one session of at least one event, as `recommend` takes it."""
         if self.n_sessions != 1 or len(self.item) == 0:
             raise InputError(
                 f"recommend: expected one session of at least one event, found {self.n_sessions} sessions with "
                 f"{len(self.item)} events; use score_sessions for more"
             )
+
+    def with_unknown_next(self) -> SessionBatch:
+        """One live session with a stand-in for its next event, so that its last row is the one to recommend from.
+
+        Raises `InputError` as `check_live` does.
+        """
+        self.check_live()
         return replace(
             self,
             item=np.append(self.item, self.item[-1:]),
