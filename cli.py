@@ -215,6 +215,7 @@ def _run(command: Any) -> None:
             _prepare(command.source)
         case MakeShop():
             _make_shop(command)
+            _info(command.out)
         case Info():
             _info(command.folder)
 
@@ -324,7 +325,6 @@ def _make_shop(command: MakeShop) -> None:
     check_new_folder(command.out, command.overwrite)
     data = prepare_shop(command.sessions, command.items, command.options, _say)
     data.save(command.out, command.overwrite)
-    _info(command.out)
 
 
 def _info(folder: Path) -> None:

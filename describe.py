@@ -50,9 +50,11 @@ def _prepared(data: PreparedData) -> list[str]:
         )
     lines.append(f"split: {manifest['split']}; {manifest['n_train_items']:,} training items of {manifest['n_items']:,}")
     if "paper" in manifest:
-        lines.append(f"the paper has: {manifest['paper']}")
+        for split, counts in manifest["paper"].items():
+            lines.append(f"{split}: {counts['ours']}, the paper has {counts['paper']}")
     overlap = manifest["overlap"]
-    lines.append(f"sessions whose content also occurs in train: {overlap}")
+    shares = ", ".join(f"{overlap[name]['share']:.1%} of {name}" for name in ("valid", "test"))
+    lines.append(f"sessions that also occur in train, with {overlap['content']}: {shares}")
     return lines
 
 
