@@ -212,8 +212,11 @@ def _lock(file: Path) -> Iterator[None]:
     while True:
         with file.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # Whoever held it has removed it: others lock a new file by now.
-            if not (file.exists() and os.path.samestat(os.fstat(lock.fileno()), file.stat())):
+            # Whoever held it has removed it, perhaps this very moment: others lock a new file by now.
+            try:
+                if not os.path.samestat(os.fstat(lock.fileno()), file.stat()):
+                    continue
+            except FileNotFoundError:
                 continue
             try:
                 yield
