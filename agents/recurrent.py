@@ -25,8 +25,6 @@ Validate = Callable[["RecurrentAgent"], float]
 class RecurrentAgent:
     """Implements the `Recommender` protocol; a score is a logit of the policy."""
 
-    deterministic = False
-
     def __init__(self, config: AgentConfig, seed: int = 0, device: str = "cpu") -> None:
         self.config, self.seed, self.device = config, seed, torch.device(device)
         self.policy: RecurrentPolicy | None = None

@@ -16,10 +16,26 @@ from ..envs.log import SessionLog
 from ..envs.replay import ReplayVectorEnv
 from ..scalars import ScalarLog
 from .a3c import A3CLearner
+from .config import AgentConfig
 from .probes import probe
 from .recurrent import RecurrentAgent, Validate
 
 CHECKPOINT = "checkpoint.safetensors"
+
+
+def training_env(config: AgentConfig, train: SessionLog, seed: int) -> ReplayVectorEnv:
+    """The environment that an agent learns in: logged feedback, its own rewards, density and lanes."""
+    return ReplayVectorEnv(
+        train,
+        num_envs=config.lanes,
+        window=1,
+        feedback="logged",
+        rewards=(config.click_reward, config.purchase_reward),
+        density=config.density,
+        drop=config.drop,
+        density_seed=seed,
+        order=config.order,
+    )
 
 
 def train_agent(
@@ -37,17 +53,7 @@ def train_agent(
     lanes, so a run that goes on from the checkpoint of an epoch ends with the same weights as one left alone.
     """
     config = agent.config
-    env = ReplayVectorEnv(
-        train,
-        num_envs=config.lanes,
-        window=1,
-        feedback="logged",
-        rewards=(config.click_reward, config.purchase_reward),
-        density=config.density,
-        drop=config.drop,
-        density_seed=agent.seed,
-        order=config.order,
-    )
+    env = training_env(config, train, agent.seed)
     n_decisions = int(np.maximum(env.log.length - 1, 0).sum())
     n_updates = max(n_decisions // (config.lanes * config.unroll), 1)
     n_epochs = min(config.epochs, max(config.max_events // (n_updates * config.lanes * config.unroll), 1))

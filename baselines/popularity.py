@@ -15,8 +15,6 @@ from .config import MostPopularConfig, SPopConfig
 class MostPopular:
     """Every row holds the number of training events of each item."""
 
-    deterministic = True
-
     def __init__(self, config: MostPopularConfig | None = None) -> None:
         self.config = config or MostPopularConfig()
 
@@ -43,8 +41,6 @@ class SPop:
     Scores are integers, n * (events of the item in the session) + level with the n levels of `popularity_levels`, and
     exact as float32 below 2^24. An item that never occurs in training stays last even if the session holds it.
     """
-
-    deterministic = True
 
     def __init__(self, config: SPopConfig | None = None) -> None:
         self.config = config or SPopConfig()

@@ -19,8 +19,6 @@ class MostRecent:
     occurs in training stays last even if the session holds it.
     """
 
-    deterministic = True
-
     def __init__(self, config: MostRecentConfig | None = None) -> None:
         self.config = config or MostRecentConfig()
 

@@ -35,8 +35,6 @@ class SessionKNN:
     session that ended later, equal ends to the later session of the log. The current item can be recommended again.
     """
 
-    deterministic = True
-
     def __init__(self, config: SessionKNNConfig | None = None) -> None:
         self.config = config or SessionKNNConfig()
 

@@ -19,8 +19,8 @@ import torch
 from common import CPU, N_ITEMS, interleaved, markdown, processor, zipf_log
 from sessiongym.agents.a3c import A3CLearner
 from sessiongym.agents.config import PRESETS, AgentConfig
+from sessiongym.agents.training import training_env
 from sessiongym.envs.log import SessionLog
-from sessiongym.envs.replay import ReplayVectorEnv
 
 UNITS = 256
 PURCHASE_SHARE = 0.25
@@ -46,14 +46,7 @@ def flop_per_event(config: AgentConfig, n_items: int, purchase_share: float) -> 
 
 
 def _training(config: AgentConfig, log: SessionLog) -> Callable[[], float]:
-    env = ReplayVectorEnv(
-        log,
-        num_envs=config.lanes,
-        window=1,
-        feedback="logged",
-        rewards=(config.click_reward, config.purchase_reward),
-        order=config.order,
-    )
+    env = training_env(config, log, seed=0)
     env.reset(seed=0)
     learner = A3CLearner(config, log.n_items, 0, "cpu")
     learner.start(env.rollout)

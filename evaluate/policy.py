@@ -22,8 +22,6 @@ class PolicyRecommender:
     one item [P] each; such an agent can be scored at K = 1 only, and tables leave its other columns blank.
     """
 
-    deterministic = False
-
     def __init__(
         self,
         policy: Callable[[np.ndarray], Any],

@@ -198,6 +198,7 @@ def test_reconstruction_after_learns_to_copy_and_before_learns_nothing(one_threa
         recall[reading] = purchase_recall(agent, data.test)
         copied[reading] = probe(agent, data.test)["copy_last"]
     chance = 5 / data.train.n_items
+    print(f"{data.train.n_items} items, chance {chance:.4f}, Recall@5 {recall}, newest item in the top five {copied}")
     # A policy that learned nothing ranks five items of its own choice; some items are clicked far more than others.
     share = np.bincount(data.test.item[data.test.batch().target_events()], minlength=data.train.n_items)
     spread = np.sqrt(5) * np.std(share / share.sum())
