@@ -15,7 +15,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -111,6 +111,8 @@ def open_run(folder: Path, data: PreparedData, device: str) -> tuple[dict[str, A
         )
     spec = parse_model(run["model"])
     if not spec.trained:
+        # The configuration of the run, whatever the name means by now.
+        spec = replace(spec, config=type(spec.config)(**run["config"]))
         return run, spec.create(run["seed"], device).fit(data.train, data.valid)
     from ..agents.recurrent import RecurrentAgent
 

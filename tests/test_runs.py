@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pandas as pd
 import pytest
 import torch
+from sessiongym.baselines.session_knn import SessionKNN
 from sessiongym.cli import main
 from sessiongym.envs.log import PreparedData
 from sessiongym.errors import InputError
@@ -108,6 +109,15 @@ def test_a_model_without_weights_is_fitted_anew_when_its_run_is_opened(shop, tmp
     events = runs.rank_into(tmp_path / "run", model, shop)
     cell = compute_cell(Cell(spec, shop.fingerprint(), 0), shop, tmp_path / "cells", "cpu")
     pd.testing.assert_frame_equal(events, read_events(cell))
+
+
+def test_a_reopened_run_keeps_its_configuration_whatever_its_name_means_by_now(shop, tmp_path):
+    train_run(tmp_path / "knn", parse_model("session-knn"), shop, 0, "cpu")
+    manifest = json.loads((tmp_path / "knn" / "manifest.json").read_text())
+    manifest["config"]["k"] = 7
+    (tmp_path / "knn" / "manifest.json").write_text(json.dumps(manifest))
+    _, model = open_run(tmp_path / "knn", shop, "cpu")
+    assert isinstance(model, SessionKNN) and model.config.k == 7
 
 
 def test_a_cell_holds_what_can_be_kept_and_nothing_to_unpickle(shop, tmp_path):
