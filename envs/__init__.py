@@ -2,7 +2,8 @@
 
 from .log import CLICK, PURCHASE, PreparedData, SessionBatch, SessionLog
 from .observation import session_windows
-from .replay import ReplayEnv, ReplayOptions, ReplayVectorEnv
+from .replay import ReplayEnv, ReplayVectorEnv
+from .replay_options import ReplayOptions
 from .rollout import Logged, Rollout, RolloutCollector, logged
 from .sparsity import thin_purchases
 

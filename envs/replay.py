@@ -1,116 +1,30 @@
 """Recorded sessions as a Markov decision process, one at a time (`ReplayEnv`) or many (`ReplayVectorEnv`).
 
-State: the items of the session so far. Action: one item. The logged event decides the next state whatever the agent
-did, so replay is deterministic and an action never changes what comes next: a return under ``feedback="match"`` is a
-count of hits, not what a shop would have earned. The first item of a session is its initial state, never an action.
+State: the items of the session so far. Action: one item, or a slate of them. The logged event decides the next state
+whatever the agent did, so replay is deterministic and an action never changes what comes next: a return under
+``feedback="match"`` is a count of hits, not what a shop would have earned. The first item of a session is its initial
+state, never an action.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ..errors import InputError
 from .log import SessionLog
+from .replay_options import NO_KIND, ReplayOptions
+from .replay_source import Assignment, ReplaySource, SessionQueue, SessionStrides, order_seed
 from .rollout import Rollout
-from .sparsity import Drop, thin_purchases
 
-Feedback = Literal["match", "logged"]
-Order = Literal["chronological", "shuffled"]
-Assignment = Literal["queue", "strided"]
-
-
-@dataclass(frozen=True)
-class ReplayOptions:
-    """What both replay environments understand."""
-
-    window: int = 20
-    """Items in an observation: the last ones of the session, oldest to newest, padded on the left with N."""
-    feedback: Feedback = "match"
-    """"match": the reward counts only if the action is the logged item. "logged": always (IRN paper, section 3)."""
-    rewards: tuple[float, float] = (1.0, 5.0)
-    """Reward of a click and of a purchase (IRN paper, section 5.1; (0, 5) is its -P, (1, 5) its -F)."""
-    density: float = 1.0
-    """Share of the purchases that stay (IRN paper, section 5.3)."""
-    drop: Drop = "event"
-    """What happens to the others: the event is deleted, its reward is 0, or it becomes a click."""
-    density_seed: int = 0
-    """Which purchases stay; the sets of one seed are nested as `density` grows."""
-    cold_start: int | None = None
-    """The state stops growing after so many events (IRN paper, section 5.5); None: never."""
-    order: Order = "chronological"
-    """Order of the sessions in a pass; "shuffled" draws a new one each pass from the seed of `reset`."""
-
-    def __post_init__(self) -> None:
-        if self.window < 1:
-            raise InputError(f"window: expected at least 1 item, found {self.window}")
-        if self.feedback not in ("match", "logged"):
-            raise InputError(f"feedback: expected 'match' or 'logged', found {self.feedback!r}")
-        if self.order not in ("chronological", "shuffled"):
-            raise InputError(f"order: expected 'chronological' or 'shuffled', found {self.order!r}")
-        if len(self.rewards) != 2:
-            raise InputError(f"rewards: expected (click, purchase), found {self.rewards!r}")
-        if self.cold_start is not None and self.cold_start < 1:
-            raise InputError(f"cold_start: expected at least 1 event or None, found {self.cold_start}")
-
-
-class _Sessions:
-    """The events that are replayed and the order in which sessions come; shared by both environments."""
-
-    def __init__(self, log: SessionLog | str | os.PathLike[str], options: ReplayOptions) -> None:
-        log = log if isinstance(log, SessionLog) else SessionLog.open(log)
-        self.log, silenced = thin_purchases(log, options.density, options.drop, options.density_seed)
-        self.silenced = silenced
-        self.item, self.kind = np.asarray(self.log.item), np.asarray(self.log.kind)
-        self.reward_of_kind = np.asarray(options.rewards, dtype=np.float64)
-        # A session of one event has a state but nothing to decide.
-        self.playable = np.flatnonzero(self.log.length >= 2)
-        if len(self.playable) == 0:
-            raise InputError(
-                f"log {log.path or ''}: expected at least one session of two or more events to replay, found none "
-                f"among {log.n_sessions} sessions; prepare it with --min-session-length 2"
-            )
-        self.first = np.asarray(self.log.offset[self.playable])
-        self.last = np.asarray(self.log.offset[self.playable + 1]) - 1
-        self.shuffled = options.order == "shuffled"
-        self._permutations: dict[int, np.ndarray] = {}
-        self._seed = 0
-
-    def __len__(self) -> int:
-        return len(self.playable)
-
-    def reseed(self, seed: int) -> None:
-        self._seed = seed % 2**64
-        self._permutations.clear()
-
-    def at(self, pass_number: int, place: np.ndarray | int) -> np.ndarray | int:
-        """The session(s) at `place` in the order of one pass."""
-        if not self.shuffled:
-            return place
-        if pass_number not in self._permutations:
-            # Lanes are at most a pass or two apart; older permutations are never asked for again.
-            for old in [p for p in self._permutations if p < pass_number - 2]:
-                del self._permutations[old]
-            generator = np.random.default_rng([self._seed, pass_number])
-            self._permutations[pass_number] = generator.permutation(len(self))
-        return self._permutations[pass_number][place]
-
-    def reward(self, event: np.ndarray) -> np.ndarray:
-        """[B] float64 logged reward of events [B]."""
-        reward = self.reward_of_kind[self.kind[event]]
-        if self.silenced is not None:
-            reward[self.silenced[event]] = 0.0
-        return reward
-
-
-def _spaces(n_items: int, window: int) -> tuple[gym.spaces.Box, gym.spaces.Discrete]:
-    return gym.spaces.Box(0, n_items, shape=(window,), dtype=np.int32), gym.spaces.Discrete(n_items)
+Observation = np.ndarray | dict[str, np.ndarray]
 
 
 class ReplayEnv(gym.Env):
@@ -124,167 +38,260 @@ class ReplayEnv(gym.Env):
     metadata = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own convention
 
     def __init__(
-        self, log: SessionLog | str, lane: int = 0, lanes: int = 1, render_mode: None = None, **options: Any
+        self,
+        log: SessionLog | str | os.PathLike[str],
+        lane: int = 0,
+        lanes: int = 1,
+        render_mode: None = None,
+        **options: Any,
     ) -> None:
-        self.options = ReplayOptions(**options)
-        self._sessions = _Sessions(log, self.options)
-        if not 0 <= lane < lanes <= len(self._sessions):
+        self._given_log, self._lane, self._lanes, self.render_mode = log, lane, lanes, render_mode
+        self._set_up(ReplayOptions.of(options))
+
+    def reconfigure(self, **changes: Any) -> None:
+        """Change fields of `ReplayOptions` that leave the spaces alone; `reset` comes next. Wrappers call this."""
+        self._set_up(_reconfigured(self.options, changes))
+
+    def _set_up(self, options: ReplayOptions) -> None:
+        self.options = options
+        self._source = ReplaySource(self._given_log, options)
+        self.log, n_sessions = self._source.log, len(self._source.playable)
+        if not 0 <= self._lane < self._lanes <= n_sessions:
             raise InputError(
-                f"lane, lanes: expected 0 <= lane < lanes <= {len(self._sessions)} sessions, found {lane}, {lanes}"
+                f"lane, lanes: expected 0 <= lane < lanes <= {n_sessions} sessions, found {self._lane}, {self._lanes}"
             )
-        self.log, self.render_mode = self._sessions.log, render_mode
-        self._lane, self._lanes, self._turn = lane, lanes, 0
-        self._turns_per_pass = -(-(len(self._sessions) - lane) // lanes)
-        self.observation_space, self.action_space = _spaces(self.log.n_items, self.options.window)
-        self._cursor = self._last = 0
+        self._turn, self._turns_per_pass = 0, -(-(n_sessions - self._lane) // self._lanes)
+        self._order_seed: int | None = None
+        self.observation_space = options.observation_space(self.log.n_items)
+        self.action_space = options.action_space(self.log.n_items)
+        self._cursor = self._last = -1
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """The next session of the lane; `seed` restarts the order."""
-        unseeded = self._np_random is None
         super().reset(seed=seed)
-        if seed is not None or unseeded:
-            # SyncVectorEnv seeds lane i with seed + i; taking the lane off again gives all lanes one order.
-            self._sessions.reseed((self.np_random_seed or 0) - self._lane)
+        if seed is not None or self._order_seed is None:
+            # Drawn here where none was given.
+            self.np_random  # noqa: B018
+            self._order_seed = order_seed(self.np_random_seed or 0, self._lane)
             self._turn = 0
         self._pass, turn = divmod(self._turn, self._turns_per_pass)
-        self._session = int(self._sessions.at(self._pass, self._lane + turn * self._lanes))
+        place = np.array(self._lane + turn * self._lanes)
+        self._session = int(self._source.sessions(self._order_seed, self._pass, place))
         self._turn += 1
-        self._cursor = int(self._sessions.first[self._session])
-        self._last = int(self._sessions.last[self._session])
-        self._window = np.full(self.options.window, self.log.padding, dtype=np.int32)
-        self._window[-1] = self._sessions.item[self._cursor]
-        self._n_events = 1
-        return self._window.copy(), self._place()
+        first, end = self._source.offset[self._session : self._session + 2].tolist()
+        self._first = self._cursor = self._newest = first
+        self._last = end - 1
+        return self._observation(), self._place()
 
     def step(self, action: Any):
         """Consume the next logged event of the session, whatever the action."""
         if self._cursor >= self._last:
-            raise InputError("step: the session has ended; call reset first")
+            state = "there is no session yet" if self._cursor < 0 else "the session has ended"
+            raise InputError(f"step: {state}; call reset first")
         self._cursor += 1
-        item, kind = int(self._sessions.item[self._cursor]), int(self._sessions.kind[self._cursor])
-        logged_reward = float(self._sessions.reward(np.array([self._cursor]))[0])
-        if self.options.cold_start is None or self._n_events < self.options.cold_start:
-            self._window[:-1] = self._window[1:].copy()
-            self._window[-1] = item
-        self._n_events += 1
-        hit = self.options.feedback == "logged" or int(action) == item
-        info = {"logged_action": item, "logged_kind": kind, "logged_reward": logged_reward, **self._place()}
-        return self._window.copy(), logged_reward if hit else 0.0, self._cursor == self._last, False, info
+        event, source, options = self._cursor, self._source, self.options
+        item = int(source.item[event])
+        logged_reward = float(source.reward_of[source.worth[event]])
+        if options.cold_start is None or event - self._first < options.cold_start:
+            self._newest = event
+        hit = options.feedback == "logged" or (
+            int(action) == item if options.slate is None else item in np.asarray(action).tolist()
+        )
+        logged_event = {
+            "logged_action": item,
+            "logged_kind": int(source.kind[event]),
+            "logged_reward": logged_reward,
+        }
+        reward = logged_reward if hit else 0.0
+        return self._observation(), reward, event == self._last, False, logged_event | self._place()
+
+    def _observation(self) -> Observation:
+        items = self._window(self._source.item, self.log.padding)
+        return {"items": items, "kinds": self._window(self._source.kind, NO_KIND)} if self.options.kinds else items
+
+    def _window(self, column: np.ndarray, padding: int) -> np.ndarray:
+        width = self.options.window
+        known = column[max(self._first, self._newest + 1 - width) : self._newest + 1]
+        window = np.full(width, padding, dtype=column.dtype)
+        window[width - len(known) :] = known
+        return window
 
     def _place(self) -> dict[str, int]:
-        return {"session": int(self._sessions.playable[self._session]), "pass": self._pass}
+        return {"session": self._session, "pass": self._pass}
 
 
 class ReplayVectorEnv(VectorEnv):
     """Many sessions in parallel, session-parallel as in Hidasi et al. (2016): a lane whose session ends takes another.
 
-    Observations [B, window] int32, actions [B], rewards [B] float64. ``assignment="queue"``: each session once per
-    pass, the next one to the lowest finished lane; ``"strided"``: lane i takes sessions i, i + B, i + 2B, ..., which is
-    what `SyncVectorEnv` over ``ReplayEnv(lane=i, lanes=B)`` does. ``reset(seed)`` restarts the order, ``reset()`` goes
-    on; after the last session it wraps, and ``info["pass"]`` counts passes.
+    Observations [B, window] int32 (with ``kinds=True`` a dict of them and of kinds), actions [B] or, with a slate of K,
+    [B, K], rewards [B] float64. ``assignment="queue"``: each session once per pass, the next one to the lowest lane
+    without; ``"strided"``: lane i takes sessions i, i + B, i + 2B, ..., which is what `SyncVectorEnv` over
+    ``ReplayEnv(lane=i, lanes=B)`` does. ``reset(seed)`` restarts the order, ``reset()`` goes on; after the last session
+    it wraps, and ``info["pass"]`` counts passes.
 
-    Lanes are reset in the step that ends them. `logged(info)` reads the consumed events of all lanes;
-    ``terminal_info=False`` drops `final_obs` and `final_info` (which cost more than the step itself) and gives
-    `logged_*` as plain arrays of all lanes. ``copy=False`` returns the environment's own observation buffer.
-    Further keyword arguments are those of `ReplayOptions`.
+    `autoreset_mode` is Gymnasium's: a lane is reset in the step that ends it (SAME_STEP), in the next one, whose action
+    is ignored (NEXT_STEP), or by the caller with ``options={"reset_mask": [B] bool}`` (DISABLED). `logged(info)` reads
+    the consumed events of all lanes in every mode. ``terminal_info=False`` drops `final_obs` and `final_info` (which
+    cost more than the step itself, and which Gymnasium's `ArrayConversion` cannot take) and the masks, and gives plain
+    arrays of all lanes. ``copy=False`` returns the
+    environment's own memory as the observation, good until the next call. `engine` "numpy" is the slow reference of
+    "numba". Further keyword arguments are those of `ReplayOptions`.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - Gymnasium's convention
 
     def __init__(
         self,
-        log: SessionLog | str,
+        log: SessionLog | str | os.PathLike[str],
         num_envs: int = 1,
         assignment: Assignment = "queue",
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         terminal_info: bool = True,
         copy: bool = True,
+        engine: Literal["numba", "numpy"] = "numba",
         max_episode_steps: int | None = None,
         render_mode: None = None,
         **options: Any,
     ) -> None:
         super().__init__()
-        self.options = ReplayOptions(**options)
-        self._sessions = _Sessions(log, self.options)
-        self.log, self.render_mode = self._sessions.log, render_mode
-        if autoreset_mode not in (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value):
-            raise InputError(f"autoreset_mode: expected AutoresetMode.SAME_STEP, found {autoreset_mode}")
-        self.autoreset_mode = AutoresetMode.SAME_STEP
-        if assignment not in ("queue", "strided"):
-            raise InputError(f"assignment: expected 'queue' or 'strided', found {assignment!r}")
-        if num_envs < 1 or (assignment == "strided" and num_envs > len(self._sessions)):
+        self._given_log, self.num_envs, self.assignment, self.render_mode = log, num_envs, assignment, render_mode
+        try:
+            self.autoreset_mode = AutoresetMode(autoreset_mode)
+        except ValueError:
+            known = ", ".join(str(mode) for mode in AutoresetMode)
+            raise InputError(f"autoreset_mode: expected one of {known}, found {autoreset_mode!r}") from None
+        for name, value, known in (
+            ("assignment", assignment, ("queue", "strided")),
+            ("engine", engine, ("numba", "numpy")),
+        ):
+            if value not in known:
+                raise InputError(f"{name}: expected {known[0]!r} or {known[1]!r}, found {value!r}")
+        if not terminal_info and self.autoreset_mode == AutoresetMode.NEXT_STEP:
             raise InputError(
-                f"num_envs: expected 1..{len(self._sessions)} (sessions of two or more events), found {num_envs}; "
+                "terminal_info=False: in AutoresetMode.NEXT_STEP the masks say which lanes consumed an event; "
+                "leave it on or choose SAME_STEP"
+            )
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise InputError(f"max_episode_steps: expected at least 1 or None, found {max_episode_steps}")
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
+        self.max_episode_steps, self._terminal_info, self._copy = max_episode_steps, terminal_info, copy
+        self.engine = engine
+        self._set_up(ReplayOptions.of(options))
+
+    def reconfigure(self, **changes: Any) -> None:
+        """Change fields of `ReplayOptions` that leave the spaces alone; `reset` comes next. Wrappers call this."""
+        self._set_up(_reconfigured(self.options, changes))
+
+    def _set_up(self, options: ReplayOptions) -> None:
+        from .replay_core import RingWindows, step_lanes, step_lanes_numpy
+
+        self.options = options
+        self._source = ReplaySource(self._given_log, options)
+        self.log, n_sessions, n_lanes = self._source.log, len(self._source.playable), self.num_envs
+        if n_lanes < 1 or (self.assignment == "strided" and n_lanes > n_sessions):
+            raise InputError(
+                f"num_envs: expected 1..{n_sessions} (sessions of two or more events), found {n_lanes}; "
                 "with more lanes than sessions use assignment='queue'"
             )
-        self.num_envs, self.assignment = num_envs, assignment
-        self.max_episode_steps, self._terminal_info, self._copy = max_episode_steps, terminal_info, copy
-        window = self.options.window
-        self.single_observation_space, self.single_action_space = _spaces(self.log.n_items, window)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.single_observation_space = options.observation_space(self.log.n_items)
+        self.single_action_space = options.action_space(self.log.n_items)
+        self.observation_space = batch_space(self.single_observation_space, n_lanes)
+        self.action_space = batch_space(self.single_action_space, n_lanes)
 
-        self._window = np.full((num_envs, window), self.log.padding, dtype=np.int32)
-        self._cursor, self._last = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)
-        self._session, self._pass = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)
-        self._n_events = np.zeros(num_envs, np.int64)
-        self._start = np.ones(num_envs, dtype=bool)
-        self._restart()
+        self._order: SessionQueue | SessionStrides
+        if self.assignment == "queue":
+            self._order = SessionQueue(self._source, n_lanes)
+        else:
+            self._order = SessionStrides(self._source, range(n_lanes), n_lanes)
+        self._seeded = False
+        self._state = np.zeros((5, n_lanes), dtype=np.int64)
+        self._state[_CURSOR] = -1
+        # Windows that freeze, and kinds, are gathered from the log; the usual ones are kept.
+        keeps = self.engine == "numba" and not options.kinds and options.cold_start is None
+        self._ring = RingWindows(n_lanes, options.window, self.log.padding) if keeps else None
+        self._ring_is_current = False
 
-    def _restart(self) -> None:
-        self._next = 0
-        self._turn = np.zeros(self.num_envs, np.int64)
+        # What `step` hands on unchanged, put together once.
+        source = self._source
+        self._advance = step_lanes if self.engine == "numba" else step_lanes_numpy
+        self._mode = _MODES[self.autoreset_mode]
+        self._log_columns = source.item, source.worth, source.offset, source.reward_of
+        always, by_lane = options.feedback == "logged", self.assignment == "strided"
+        limit, padding = self.max_episode_steps or 0, self.log.padding
+        self._constants = int(by_lane), self._mode, limit, int(always), padding
+        self._splits_info = self._terminal_info and self._mode == _SAME_STEP
+        self._final_rows = np.empty((n_lanes if self._splits_info else 0, options.window), np.int32)
+        self._action_shape = self.action_space.shape
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """The next session for every lane, or for those in ``options["reset_mask"]`` [B] bool."""
-        if seed is not None and not isinstance(seed, (int, np.integer)):
-            raise InputError(f"reset: expected an int seed or None, found {type(seed).__name__}")
-        unseeded = self._np_random is None
-        super().reset(seed=None if seed is None else int(seed))
-        if unseeded:
-            self.np_random  # noqa: B018 - draws a seed where none was given
-        if seed is not None or unseeded:
-            self._sessions.reseed(self.np_random_seed or 0)
-            self._restart()
+    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None):
+        """The next session for every lane, or for those in ``options["reset_mask"]`` [B] bool.
+
+        A `seed` restarts the order of sessions. An int seeds lane i with seed + i, as `SyncVectorEnv` does; a list has
+        one for each lane, None for "go on". Strided lanes have an order each, a queue has one for all: from seeds that
+        are no int + i it is drawn from all of them.
+        """
+        from .replay_core import begin_lanes
+
         mask = (options or {}).get("reset_mask")
         lanes = np.arange(self.num_envs) if mask is None else np.flatnonzero(self._checked_mask(mask))
-        if (np.delete(self._n_events, lanes) == 0).any():
+        if (np.delete(self._state[0], lanes) < 0).any():
             raise InputError(
                 "reset: options['reset_mask'] leaves out lanes that have never been reset; call reset without it first"
             )
-        self._take_sessions(lanes)
-        info: dict[str, Any] = {}
-        self._add_place(info, np.isin(np.arange(self.num_envs), lanes))
-        return self._observations(), info
+        self._reseed(self._checked_seeds(seed), lanes)
+        self._order.ready()
+        order, source = self._order, self._source
+        by_lane, limit = self.assignment == "strided", self.max_episode_steps or 0
+        begin_lanes(lanes, source.offset, self._state, order.upcoming, order.at, by_lane, limit)
+        order.taken(lanes)
+        self._state[_OVER, lanes] = 0
+        self._ring_is_current = False
+        return self._observations(), self._reset_info(lanes)
 
     def step(self, actions: np.ndarray):
-        """Consume the next logged event in every lane, whatever the actions [B]."""
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,):
-            raise InputError(f"step: expected actions of shape ({self.num_envs},), found {actions.shape}")
-        item, kind, logged_reward, done = self._advance()
-        reward = logged_reward.copy()
-        if self.options.feedback == "match":
-            reward[actions != item] = 0.0
-        truncated = np.zeros(self.num_envs, dtype=bool)
-        if self.max_episode_steps is not None:
-            truncated = self._n_events > self.max_episode_steps
-        ended = done | truncated
-        info = self._step_info(item, kind, logged_reward, ended)
-        self._take_sessions(np.flatnonzero(ended))
-        self._add_place(info, np.ones(self.num_envs, dtype=bool))
-        return self._observations(), reward, done, truncated, info
+        """Consume the next logged event in every lane, whatever the actions [B] or [B, K]."""
+        n_lanes, order = self.num_envs, self._order
+        actions = self._checked_actions(actions)
+        self._check_steppable()
+        order.ready()
+        began = np.flatnonzero(self._state[_OVER]) if self._mode == _NEXT_STEP else None
+        ring, base = self._moved_ring()
+        out, flags = np.empty((8, n_lanes), np.int64), np.empty((2, n_lanes), bool)
+        final = np.zeros((5, n_lanes if self._splits_info else 0), np.int64)
+        n_ended = self._advance(
+            *self._log_columns, self._state, order.upcoming, order.at, *self._constants, actions,
+            ring, base, self.options.window, out, flags, final, self._final_rows,
+        )  # fmt: skip
+        values = out.view(np.float64)
+        ended = out[_ENDED, :n_ended]
+        # Lanes that took a session consumed no event, or told of it in `final_info`.
+        taken = began if began is not None else ended if self._mode == _SAME_STEP else ended[:0]
+        order.taken(taken)
+        info = _consumed(out, values)
+        if self._terminal_info:
+            info = _masked_step_info(info, taken)
+        if self._splits_info and n_ended:
+            consumed = _consumed(final, final.view(np.float64))
+            rows = self._final_rows[:n_ended].copy()
+            if self._ring is None:
+                rows = self._windows(consumed["session"][ended], out[_LAST_EVENT, :n_ended])
+            info |= _final(ended, rows, consumed)
+        return self._observations(), values[_REWARD], flags[0], flags[1], info
 
     def rollout(self, n_steps: int) -> Rollout:
         """The next `n_steps` logged steps of every lane, [T, B], as stepping would have given them.
 
         Continues from wherever `reset`, `step` or `rollout` left the lanes. Raises `InputError` with `cold_start`,
-        whose frozen states a recurrent learner cannot be fed item by item, or `max_episode_steps`.
+        whose frozen states a recurrent learner cannot be fed item by item, with `max_episode_steps`, and in another
+        mode than SAME_STEP, where not every step is an event.
         """
+        from .replay_core import roll_lanes
+
         if self.options.cold_start is not None or self.max_episode_steps is not None:
             raise InputError("rollout: cold_start and max_episode_steps are for step(); make the env without them")
-        if self._n_events[0] == 0:
-            raise InputError("rollout: call reset first")
+        if self.autoreset_mode != AutoresetMode.SAME_STEP:
+            raise InputError(f"rollout: expected AutoresetMode.SAME_STEP, found {self.autoreset_mode}; use step()")
+        self._check_steppable()
         shape = (n_steps, self.num_envs)
         out = Rollout(
             item=np.empty(shape, np.int32),
@@ -294,82 +301,115 @@ class ReplayVectorEnv(VectorEnv):
             reward=np.empty(shape, np.float32),
             done=np.empty(shape, bool),
         )
+        source, order, by_lane = self._source, self._order, self.assignment == "strided"
+        ended = np.empty(self.num_envs, np.int64)
         for t in range(n_steps):
-            out.item[t], out.start[t] = self._window[:, -1], self._start
-            out.action[t], out.kind[t], out.reward[t], out.done[t] = self._advance()
-            self._take_sessions(np.flatnonzero(out.done[t]))
+            order.ready()
+            n_ended = roll_lanes(
+                source.item, source.worth, source.offset, source.reward_of, self._state, order.upcoming, order.at,
+                by_lane, out.item[t], out.start[t], out.action[t], out.kind[t], out.reward[t], out.done[t], ended,
+            )  # fmt: skip
+            order.taken(ended[:n_ended])
+        self._ring_is_current = False
         return out
 
-    def _advance(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        if self._n_events[0] == 0:
-            raise InputError("step: call reset first")
-        self._cursor += 1
-        item, kind = self._sessions.item[self._cursor], self._sessions.kind[self._cursor]
-        if self.options.cold_start is None:
-            self._window[:, :-1] = self._window[:, 1:]
-            self._window[:, -1] = item
-        else:
-            growing = self._n_events < self.options.cold_start
-            self._window[growing, :-1] = self._window[growing, 1:]
-            self._window[growing, -1] = item[growing]
-        self._n_events += 1
-        self._start[:] = False
-        return item, kind, self._sessions.reward(self._cursor), self._cursor == self._last
+    def _observations(self) -> Observation:
+        if self._ring is None:
+            return self._windows(self._state[_SESSION], self._state[_CURSOR])
+        self._refresh_ring()
+        return self._ring.view().copy() if self._copy else self._ring.view()
 
-    def _take_sessions(self, lanes: np.ndarray) -> None:
-        if len(lanes) == 0:
-            return
-        if self.assignment == "queue":
-            pass_number, place = np.divmod(np.arange(self._next, self._next + len(lanes)), len(self._sessions))
-            self._next += len(lanes)
-        else:
-            turns_per_pass = -(-(len(self._sessions) - lanes) // self.num_envs)
-            pass_number, turn = np.divmod(self._turn[lanes], turns_per_pass)
-            place = lanes + turn * self.num_envs
-            self._turn[lanes] += 1
-        session = place
-        if self._sessions.shuffled:
-            for number in np.unique(pass_number):
-                of_pass = pass_number == number
-                session[of_pass] = self._sessions.at(int(number), place[of_pass])
-        first = self._sessions.first[session]
-        self._session[lanes], self._pass[lanes] = session, pass_number
-        self._cursor[lanes], self._last[lanes] = first, self._sessions.last[session]
-        self._window[lanes] = self.log.padding
-        self._window[lanes, -1] = self._sessions.item[first]
-        self._n_events[lanes] = 1
-        self._start[lanes] = True
+    def _windows(self, session: np.ndarray, event: np.ndarray) -> Observation:
+        """The state after `event` [n] of `session` [n]."""
+        from .replay_core import gather_windows, gather_windows_numpy
 
-    def _step_info(self, item: np.ndarray, kind: np.ndarray, reward: np.ndarray, ended: np.ndarray) -> dict[str, Any]:
-        event = {"logged_action": item.astype(np.int64), "logged_kind": kind.astype(np.int64), "logged_reward": reward}
+        gather = gather_windows if self.engine == "numba" else gather_windows_numpy
+        options, source = self.options, self._source
+        first = source.offset[session]
+        newest = event if options.cold_start is None else np.minimum(event, first + options.cold_start - 1)
+        items = gather(source.item, first, newest, options.window, self.log.padding)
+        if not options.kinds:
+            return items
+        return {"items": items, "kinds": gather(source.kind, first, newest, options.window, NO_KIND)}
+
+    def _refresh_ring(self) -> None:
+        assert self._ring is not None
+        if not self._ring_is_current:
+            self._ring.view()[...] = self._windows(self._state[_SESSION], self._state[_CURSOR])
+            self._ring_is_current = True
+
+    def _moved_ring(self) -> tuple[np.ndarray, int]:
+        if self._ring is None:
+            return _NO_RING, 0
+        self._refresh_ring()
+        self._ring.move_on()
+        return self._ring.ring, self._ring.base
+
+    def _reset_info(self, lanes: np.ndarray) -> dict[str, Any]:
+        place = {"session": self._state[_SESSION].copy(), "pass": self._state[_PASS].copy()}
         if not self._terminal_info:
-            return event
-        info: dict[str, Any] = {}
-        going_on = ~ended
-        if going_on.any():
-            _add_masked(info, event, going_on)
-        if ended.any():
-            final_obs = np.full(self.num_envs, None, dtype=object)
-            lanes = np.flatnonzero(ended)
-            # `for ... zip` keeps each lane's row an array of its own; a slice assignment would try to broadcast.
-            for lane, row in zip(lanes.tolist(), self._window[lanes], strict=True):
-                final_obs[lane] = row
-            final_info: dict[str, Any] = {}
-            _add_masked(final_info, {**event, **self._place()}, ended)
-            info.update(final_obs=final_obs, _final_obs=ended.copy(), final_info=final_info, _final_info=ended.copy())
-        return info
+            return place
+        mask = np.zeros(self.num_envs, dtype=bool)
+        mask[lanes] = True
+        return {key: np.where(mask, value, 0) for key, value in place.items()} | dict(_masks(mask, "_session", "_pass"))
 
-    def _place(self) -> dict[str, np.ndarray]:
-        return {"session": self._sessions.playable[self._session], "pass": self._pass.copy()}
-
-    def _add_place(self, info: dict[str, Any], mask: np.ndarray) -> None:
-        if self._terminal_info:
-            _add_masked(info, self._place(), mask)
+    def _reseed(self, seeds: list[int | None] | None, lanes: np.ndarray) -> None:
+        if seeds is None or all(seed is None for seed in seeds):
+            if self._seeded:
+                return
+            # Drawn here where none was given.
+            self.np_random  # noqa: B018
+            seeds = [(self.np_random_seed or 0) + lane for lane in range(self.num_envs)]
         else:
-            info.update(self._place())
+            self._np_random, self._np_random_seed = seeding.np_random(next(s for s in seeds if s is not None))
+        given = {lane: order_seed(seed, lane) for lane in lanes.tolist() if (seed := seeds[lane]) is not None}
+        if not self._seeded:
+            given |= {lane: int(self.np_random.integers(2**63)) for lane in lanes.tolist() if lane not in given}
+        if isinstance(self._order, SessionStrides):
+            self._order.restart(given)
+        elif given:
+            several = len(set(given.values())) > 1
+            drawn = np.random.SeedSequence(list(given.values())).generate_state(1, np.uint64)
+            self._order.restart(int(drawn[0]) if several else next(iter(given.values())))
+        self._seeded = True
 
-    def _observations(self) -> np.ndarray:
-        return self._window.copy() if self._copy else self._window
+    def _checked_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None] | None:
+        """A seed for each lane, or None where all go on."""
+        if seed is None:
+            return None
+        seeds: list[Any] = [seed]
+        if isinstance(seed, (int, np.integer)):
+            seeds = [int(seed) + lane for lane in range(self.num_envs)]
+        elif isinstance(seed, (Sequence, np.ndarray)):
+            seeds = list(seed)
+        whole = all(value is None or (isinstance(value, (int, np.integer)) and value >= 0) for value in seeds)
+        if len(seeds) != self.num_envs or not whole:
+            raise InputError(
+                f"reset: expected seed None, an int of at least 0 or a list of {self.num_envs} of these, found {seed!r}"
+            )
+        return [None if value is None else int(value) for value in seeds]
+
+    def _checked_actions(self, actions: Any) -> np.ndarray:
+        """[B * K] int64, contiguous and writeable: one form, one compilation."""
+        actions = np.asarray(actions)
+        if actions.shape != self._action_shape:
+            raise InputError(f"step: expected actions of shape {self._action_shape}, found {actions.shape}")
+        if not (actions.dtype == np.int64 and actions.flags.carray):
+            if actions.dtype.kind not in "iu":
+                raise InputError(f"step: expected actions of an integer type, found {actions.dtype}")
+            actions = actions.astype(np.int64, order="C")
+        return actions if actions.ndim == 1 else actions.reshape(-1)
+
+    def _check_steppable(self) -> None:
+        if not self._seeded:
+            raise InputError("there are no sessions to go on with; call reset first")
+        if self._mode == _DISABLED and self._state[_OVER].any():
+            over = np.flatnonzero(self._state[_OVER])
+            lanes = ", ".join(map(str, over[:5].tolist())) + (", ..." if len(over) > 5 else "")
+            raise InputError(
+                f"step: lanes {lanes} have ended and autoreset is disabled; "
+                "call reset(options={'reset_mask': terminated | truncated}) first"
+            )
 
     def _checked_mask(self, mask: Any) -> np.ndarray:
         if not (isinstance(mask, np.ndarray) and mask.dtype == bool and mask.shape == (self.num_envs,) and mask.any()):
@@ -380,8 +420,65 @@ class ReplayVectorEnv(VectorEnv):
         return mask
 
 
-def _add_masked(info: dict[str, Any], values: dict[str, np.ndarray], mask: np.ndarray) -> None:
-    """Gymnasium's vector info: each array beside its `_key` mask, zero where the mask is False."""
-    for key, value in values.items():
-        info[key] = np.where(mask, value, value.dtype.type(0))
-        info[f"_{key}"] = mask.copy()
+_NO_RING = np.zeros(0, np.int32)
+_CURSOR, _, _SESSION, _PASS, _OVER = range(5)
+_LOGGED_REWARD, _REWARD, _ENDED, _LAST_EVENT = range(4, 8)
+_SAME_STEP, _NEXT_STEP, _DISABLED = range(3)
+_MODES = {
+    AutoresetMode.SAME_STEP: _SAME_STEP,
+    AutoresetMode.NEXT_STEP: _NEXT_STEP,
+    AutoresetMode.DISABLED: _DISABLED,
+}
+
+
+def _reconfigured(options: ReplayOptions, changes: dict[str, Any]) -> ReplayOptions:
+    fixed = {"window", "kinds", "slate"} & changes.keys()
+    if fixed:
+        raise InputError(f"reconfigure: {', '.join(sorted(fixed))} would change the spaces; make a new environment")
+    return ReplayOptions.of({**vars(options), **changes})
+
+
+def _consumed(out: np.ndarray, values: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows of an output of `replay_core`, whose float64 rows are read from `values`."""
+    return {
+        "logged_action": out[0],
+        "logged_kind": out[1],
+        "logged_reward": values[_LOGGED_REWARD],
+        "session": out[_SESSION],
+        "pass": out[_PASS],
+    }
+
+
+def _masks(mask: np.ndarray, *keys: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Gymnasium's `_key` masks, each an array of its own."""
+    masks = np.empty((len(keys), len(mask)), dtype=bool)
+    masks[:] = mask
+    return zip(keys, masks, strict=True)
+
+
+def _masked_step_info(values: dict[str, np.ndarray], silent: np.ndarray) -> dict[str, Any]:
+    """All lanes tell their place, all but the `silent` ones [n] what they consumed."""
+    n_lanes = len(values["session"])
+    mask = np.ones(n_lanes, dtype=bool)
+    info: dict[str, Any] = dict(_masks(mask, "_session", "_pass"))
+    if len(silent) == n_lanes:
+        return info | {key: values[key] for key in ("session", "pass")}
+    mask[silent] = False
+    info.update(values)
+    info.update(_masks(mask, "_logged_action", "_logged_kind", "_logged_reward"))
+    return info
+
+
+def _final(lanes: np.ndarray, observations: Observation, values: dict[str, np.ndarray]) -> dict[str, Any]:
+    """`final_obs` and `final_info` of the lanes [n] that have ended, with their observations, n rows."""
+    n_lanes = len(values["session"])
+    mask = np.zeros(n_lanes, dtype=bool)
+    mask[lanes] = True
+    rows = observations
+    if isinstance(observations, dict):
+        rows = [dict(zip(observations, row, strict=True)) for row in zip(*observations.values(), strict=True)]
+    final_obs = np.empty(n_lanes, dtype=object)
+    # `fromiter`, because an assignment of rows of one length would make one array of them.
+    final_obs[lanes] = np.fromiter(rows, dtype=object, count=len(lanes))
+    final_info = values | dict(_masks(mask, "_logged_action", "_logged_kind", "_logged_reward", "_session", "_pass"))
+    return {"final_obs": final_obs, "_final_obs": mask, "final_info": final_info, "_final_info": mask.copy()}

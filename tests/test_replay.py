@@ -13,7 +13,9 @@ from gymnasium.spaces import MultiDiscrete
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
-from gymnasium.wrappers.vector import NormalizeReward, RecordEpisodeStatistics
+from gymnasium.wrappers.vector import NormalizeReward, NumpyToTorch, RecordEpisodeStatistics
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sessiongym.envs.log import CLICK, PURCHASE, SessionLog
 from sessiongym.envs.replay import ReplayEnv, ReplayVectorEnv
 from sessiongym.envs.rollout import logged
@@ -35,7 +37,12 @@ OPTIONS = [
     {"density": 0.4, "drop": "click", "feedback": "logged", "order": "shuffled"},
     {"cold_start": 1},
     {"cold_start": 3, "window": 2, "order": "shuffled"},
+    {"kinds": True, "window": 4},
+    {"kinds": True, "cold_start": 2, "feedback": "logged", "density": 0.5},
+    {"slate": 3},
+    {"slate": 1, "kinds": True, "order": "shuffled"},
 ]
+MODES = list(AutoresetMode)
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +116,24 @@ def assert_same(found, expected, where="") -> None:
 
 
 def actions_of(env, seed: int, n_steps: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, N, (n_steps, env.num_envs))
+    return np.random.default_rng(seed).integers(0, N, (n_steps, *env.action_space.shape))
 
 
-def play(env, n_steps: int, seed: int | None = 3) -> list:
+def step_and_reset(env, action) -> list:
+    """What a step returns and, where the caller is the one to reset ended lanes, what that returns."""
+    out = [env.step(action)]
+    ended = out[0][2] | out[0][3]
+    if env.metadata["autoreset_mode"] == AutoresetMode.DISABLED and ended.any():
+        out.append(env.reset(options={"reset_mask": ended.copy()}))
+    return out
+
+
+def play(env, n_steps: int, seed: int | list[int | None] | None = 3) -> list:
     """Everything that a reset and `n_steps` steps return."""
     out = [env.reset(seed=seed)]
-    return out + [env.step(action) for action in actions_of(env, 1, n_steps)]
+    for action in actions_of(env, 1, n_steps):
+        out += step_and_reset(env, action)
+    return out
 
 
 def started_sessions(steps: list) -> list[tuple[int, int]]:
@@ -164,24 +182,31 @@ def test_the_autoreset_mode_is_the_enum(log):
     assert env.autoreset_mode is AutoresetMode.SAME_STEP
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("limit", [None, 3])
-def test_strided_lanes_are_single_environments_side_by_side(log, playable, options, limit):
+def strided_and_single(log, mode=AutoresetMode.SAME_STEP, limit=None, **options):
     def lane(number):
         env = ReplayEnv(log, lane=number, lanes=B, **options)
         return env if limit is None else TimeLimit(env, limit)
 
-    many = ReplayVectorEnv(log, B, assignment="strided", max_episode_steps=limit, **options)
-    single = SyncVectorEnv([lambda i=i: lane(i) for i in range(B)], autoreset_mode=AutoresetMode.SAME_STEP)
+    many = ReplayVectorEnv(log, B, assignment="strided", autoreset_mode=mode, max_episode_steps=limit, **options)
+    single = SyncVectorEnv([lambda i=i: lane(i) for i in range(B)], autoreset_mode=mode)
+    return many, single
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("limit", [None, 3])
+def test_strided_lanes_are_single_environments_side_by_side(log, playable, mode, options, limit):
+    many, single = strided_and_single(log, mode, limit, **options)
     assert many.observation_space == single.observation_space and many.action_space == single.action_space
+    assert many.metadata["autoreset_mode"] is single.metadata["autoreset_mode"] is many.autoreset_mode
     # A first reset without a seed would draw another order for each single environment.
     assert_same(many.reset(seed=7), single.reset(seed=7))
     mask = np.arange(B) % 3 == 0
     total = 0.0
     for step, action in enumerate(actions_of(many, 2, 150)):
-        found = many.step(action)
-        assert_same(found, single.step(action), f"step {step}")
-        total += found[1].sum()
+        found = step_and_reset(many, action)
+        assert_same(tuple(found), tuple(step_and_reset(single, action)), f"step {step}")
+        total += found[0][1].sum()
         if step == 40:
             assert_same(many.reset(), single.reset(), "reset()")
         if step == 60:
@@ -189,7 +214,139 @@ def test_strided_lanes_are_single_environments_side_by_side(log, playable, optio
             assert_same(found, single.reset(options={"reset_mask": mask}), "reset_mask")
         if step == 80:
             assert_same(many.reset(seed=2**40), single.reset(seed=2**40), "reset(seed)")
+        if step == 100:
+            found = many.reset(seed=5, options={"reset_mask": mask})
+            assert_same(found, single.reset(seed=5, options={"reset_mask": mask}), "reset(seed, reset_mask)")
+        if step == 120:
+            seeds = [9, None, 3, 3, None, 0, 2**33]
+            assert_same(many.reset(seed=seeds), single.reset(seed=seeds), "reset(list)")
     assert total > 0
+
+
+@pytest.mark.parametrize("assignment", ["queue", "strided"])
+@pytest.mark.parametrize("order", ["chronological", "shuffled"])
+def test_an_int_seed_is_the_list_of_the_ints_from_it_on(log, assignment, order):
+    one, many = (ReplayVectorEnv(log, B, assignment=assignment, order=order) for _ in range(2))
+    for found, expected in zip(
+        play(many, 60, seed=[4 + lane for lane in range(B)]), play(one, 60, seed=4), strict=True
+    ):
+        assert_same(found, expected)
+    assert_same(many.reset(seed=[None] * B), one.reset())
+
+
+def test_a_queue_has_one_order_whatever_the_seeds(log, playable):
+    orders = []
+    for seeds in ([5, 5, 5, 5, 5, 5, 5], [5, 5, 5, 5, 5, 5, 6], [5, 5, 5, 5, 5, 5, 5]):
+        started = started_sessions(play(ReplayVectorEnv(log, B, order="shuffled"), 120, seeds))
+        assert sorted(session for number, session in started if number == 0) == playable.tolist()
+        orders.append(started)
+    assert orders[0] == orders[2] != orders[1]
+
+
+@pytest.mark.parametrize("assignment", ["queue", "strided"])
+def test_lanes_that_wait_are_reset_in_the_order_of_their_numbers(log, playable, assignment):
+    """All modes start the same sessions, whoever resets the lanes; only when differs."""
+    started = []
+    for mode in MODES:
+        env = ReplayVectorEnv(log, B, assignment=assignment, autoreset_mode=mode)
+        _, info = env.reset(seed=0)
+        sessions = [[session] for session in info["session"].tolist()]
+        for action in actions_of(env, 0, 150):
+            for result in step_and_reset(env, action):
+                for lane, session in enumerate(result[-1]["session"].tolist()):
+                    if result[-1]["_session"][lane] and sessions[lane][-1] != session:
+                        sessions[lane].append(session)
+        started.append(sessions)
+    if assignment == "strided":
+        for by_lane in zip(*started, strict=True):
+            n = min(map(len, by_lane))
+            assert n > 5 and by_lane[0][:n] == by_lane[1][:n] == by_lane[2][:n]
+    for sessions in started:
+        assert {session for lane in sessions for session in lane} == set(playable.tolist())
+
+
+def test_the_next_step_after_an_end_ignores_its_action_and_consumes_nothing(log):
+    env = ReplayVectorEnv(log, B, autoreset_mode=AutoresetMode.NEXT_STEP, feedback="logged")
+    env.reset(seed=0)
+    waiting = np.zeros(B, dtype=bool)
+    n_resets = 0
+    for action in actions_of(env, 0, 60):
+        observation, reward, terminated, truncated, info = env.step(action)
+        np.testing.assert_array_equal(logged(info).valid if not waiting.all() else ~waiting, ~waiting)
+        assert (reward[waiting] == 0).all() and not (terminated | truncated)[waiting].any()
+        assert (observation[waiting, :-1] == N).all() and (reward[~waiting] > 0).all()
+        n_resets += waiting.sum()
+        waiting = terminated | truncated
+    assert n_resets > 20
+
+
+def test_with_autoreset_disabled_an_ended_lane_cannot_be_stepped(log):
+    env = ReplayVectorEnv(log, B, autoreset_mode=AutoresetMode.DISABLED)
+    env.reset(seed=0)
+    ended = np.zeros(B, dtype=bool)
+    while not ended.any():
+        ended = env.step(np.zeros(B, dtype=int))[2]
+    with pytest.raises(InputError, match=rf"lanes {np.flatnonzero(ended)[0]}.* have ended and autoreset is disabled"):
+        env.step(np.zeros(B, dtype=int))
+    env.reset(options={"reset_mask": ended})
+    env.step(np.zeros(B, dtype=int))
+
+
+@st.composite
+def random_logs(draw) -> SessionLog:
+    n_items = draw(st.integers(1, 6))
+    lengths = draw(st.lists(st.integers(1, 7), min_size=1, max_size=12).filter(lambda x: max(x) > 1))
+    n_events = sum(lengths)
+    events = st.lists(st.tuples(st.integers(0, n_items - 1), st.booleans()), min_size=n_events, max_size=n_events)
+    item, kind = zip(*draw(events), strict=True)
+    return SessionLog(
+        item=np.array(item, np.int32),
+        kind=np.array(kind, np.uint8),
+        time=np.arange(n_events),
+        offset=np.concatenate([[0], np.cumsum(lengths)]),
+        session_id=np.arange(len(lengths)),
+        item_id=np.arange(n_items),
+    )
+
+
+random_options = st.fixed_dictionaries(
+    {},
+    optional={
+        "window": st.integers(1, 5),
+        "kinds": st.booleans(),
+        "slate": st.integers(1, 3),
+        "feedback": st.sampled_from(["match", "logged"]),
+        "rewards": st.sampled_from([(1.0, 5.0), (0.0, 5.0), (0.3, -2.0)]),
+        "drop": st.sampled_from(["reward", "click"]),
+        "density": st.floats(0, 1),
+        "cold_start": st.integers(1, 4),
+        "order": st.sampled_from(["chronological", "shuffled"]),
+        "max_episode_steps": st.integers(1, 4),
+        "autoreset_mode": st.sampled_from(MODES),
+    },
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(log=random_logs(), options=random_options, n_lanes=st.integers(1, 9), strided=st.booleans(), data=st.data())
+def test_the_compiled_core_agrees_with_the_numpy_reference(log, options, n_lanes, strided, data):
+    n_playable = int((log.length >= 2).sum())
+    assignment = "strided" if strided and n_lanes <= n_playable else "queue"
+    plain = options.get("autoreset_mode") != AutoresetMode.NEXT_STEP and data.draw(st.booleans())
+    fast, reference = (
+        ReplayVectorEnv(log, n_lanes, assignment, terminal_info=not plain, engine=engine, **options)
+        for engine in ("numba", "numpy")
+    )
+    assert_same(fast.reset(seed=1), reference.reset(seed=1))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    for step in range(25):
+        action = rng.integers(0, log.n_items, fast.action_space.shape)
+        assert_same(tuple(step_and_reset(fast, action)), tuple(step_and_reset(reference, action)), f"step {step}")
+        if step == 20:
+            mask = rng.random(n_lanes) < 0.5
+            mask[0] = True
+            given_mask = {"reset_mask": mask}
+            assert_same(fast.reset(seed=step, options=given_mask), reference.reset(seed=step, options=given_mask))
 
 
 @pytest.mark.parametrize("n_lanes", [1, B, 50, 200])
@@ -357,14 +514,14 @@ def test_what_the_environment_returned_never_changes_and_may_be_written_to(log, 
         steps.append(scribbled.step(action))
 
 
-def test_without_copies_the_observation_is_one_buffer(log):
-    shared, copied = ReplayVectorEnv(log, B, copy=False), ReplayVectorEnv(log, B)
-    first, _ = shared.reset(seed=3)
-    copied.reset(seed=3)
-    for action in actions_of(shared, 1, 30):
-        observation = shared.step(action)[0]
-        assert observation is first
-        np.testing.assert_array_equal(observation, copied.step(action)[0])
+def test_without_copies_the_observation_is_the_environments_memory(log):
+    shared, copied = ReplayVectorEnv(log, B, copy=False, window=70), ReplayVectorEnv(log, B, window=70)
+    assert_same(shared.reset(seed=3), copied.reset(seed=3))
+    # Long enough for the memory to be gone through more than once.
+    for action in actions_of(shared, 1, 10_000):
+        previous = shared.step(action)[0]
+        assert not previous.flags.owndata
+        np.testing.assert_array_equal(previous, copied.step(action)[0])
 
 
 def test_a_step_limit_truncates_and_nothing_else_does(log):
@@ -447,12 +604,46 @@ def test_reward_normalisation_rescales_and_keeps_zeros(log):
     assert np.isfinite(rewards).all() and np.array_equal(rewards[:, 0] > 0, rewards[:, 1] > 0)
 
 
-def test_an_environment_goes_on_after_a_pickle(log):
-    env = ReplayVectorEnv(log, B, order="shuffled")
+@pytest.mark.parametrize("options", [{"order": "shuffled"}, {"autoreset_mode": AutoresetMode.NEXT_STEP}])
+@pytest.mark.parametrize("assignment", ["queue", "strided"])
+def test_an_environment_goes_on_after_a_pickle(log, options, assignment):
+    env = ReplayVectorEnv(log, B, assignment, **options)
     play(env, 30)
     twin = pickle.loads(pickle.dumps(env))
     for action in actions_of(env, 5, 60):
         assert_same(twin.step(action), env.step(action))
+
+
+def test_observations_rewards_and_infos_convert_to_tensors(log):
+    """Gymnasium's conversion takes no object arrays, so not the `final_obs` of SAME_STEP, whoever gives them."""
+    torch = pytest.importorskip("torch")
+    env = NumpyToTorch(ReplayVectorEnv(log, B, terminal_info=False))
+    plain = ReplayVectorEnv(log, B, terminal_info=False)
+    observation, _ = env.reset(seed=0)
+    assert isinstance(observation, torch.Tensor)
+    plain.reset(seed=0)
+    for action in actions_of(plain, 1, 30):
+        found, expected = env.step(torch.from_numpy(action)), plain.step(action)
+        for a, b in zip(found[:4], expected[:4], strict=True):
+            np.testing.assert_array_equal(a.numpy(), b)
+        for key, value in expected[4].items():
+            np.testing.assert_array_equal(found[4][key].numpy(), value)
+
+
+def test_options_of_a_made_environment_change_until_the_next_reset(log):
+    changes = {"density": 0.4, "drop": "event", "cold_start": 2, "feedback": "logged"}
+    for changed, made in (
+        (ReplayVectorEnv(log, B), ReplayVectorEnv(log, B, **changes)),
+        (ReplayVectorEnv(log, B, "strided"), ReplayVectorEnv(log, B, "strided", **changes)),
+    ):
+        play(changed, 10)
+        changed.reconfigure(**changes)
+        for found, expected in zip(play(changed, 40), play(made, 40), strict=True):
+            assert_same(found, expected)
+    with pytest.raises(InputError, match="reconfigure: kinds, window would change the spaces"):
+        ReplayEnv(log).reconfigure(window=3, kinds=True)
+    with pytest.raises(InputError, match="unknown option"):
+        ReplayEnv(log).reconfigure(densty=0.5)
 
 
 @pytest.mark.parametrize("make", [ReplayEnv, ReplayVectorEnv])
@@ -464,6 +655,8 @@ def test_an_environment_goes_on_after_a_pickle(log):
         ({"order": "random"}, "order: expected 'chronological' or 'shuffled', found 'random'"),
         ({"rewards": (1.0,)}, r"rewards: expected \(click, purchase\)"),
         ({"cold_start": 0}, "cold_start: expected at least 1 event or None, found 0"),
+        ({"slate": 0}, "slate: expected at least 1 item or None, found 0"),
+        ({"windw": 3}, "unknown option 'windw'; did you mean 'window'"),
         ({"density": 2}, r"density: expected a share of purchases in \[0, 1\], found 2"),
         ({"drop": "all"}, "drop: expected 'event', 'reward' or 'click', found 'all'"),
     ],
@@ -480,8 +673,10 @@ def test_options_that_mean_nothing_are_refused(log, make, options, expected):
         ({"num_envs": 0}, "num_envs: expected"),
         ({"num_envs": 100, "assignment": "strided"}, "num_envs: expected 1.*found 100"),
         ({"assignment": "random"}, "assignment: expected 'queue' or 'strided', found 'random'"),
-        ({"autoreset_mode": AutoresetMode.NEXT_STEP}, "autoreset_mode: expected AutoresetMode.SAME_STEP, found"),
-        ({"autoreset_mode": "same"}, "autoreset_mode: expected AutoresetMode.SAME_STEP, found same"),
+        ({"autoreset_mode": "same"}, "autoreset_mode: expected one of .*SAME_STEP.*, found 'same'"),
+        ({"autoreset_mode": AutoresetMode.NEXT_STEP, "terminal_info": False}, "terminal_info=False: in .*NEXT_STEP"),
+        ({"engine": "c"}, "engine: expected 'numba' or 'numpy', found 'c'"),
+        ({"max_episode_steps": 0}, "max_episode_steps: expected at least 1 or None, found 0"),
         ({"log": "nowhere"}, "nowhere: no such folder"),
     ],
 )
@@ -533,8 +728,11 @@ def test_a_reset_mask_of_another_form_is_refused(log, mask):
 
 def test_calls_of_another_form_are_refused(log):
     env = ReplayVectorEnv(log, B)
-    with pytest.raises(InputError, match="reset: expected an int seed or None, found list"):
-        env.reset(seed=[1] * B)  # type: ignore[arg-type]
+    for seed in ([1] * (B - 1), -1, [1, -1, 1, 1, 1, 1, 1], 1.5, ["a"] * B):
+        with pytest.raises(InputError, match="reset: expected seed None, an int of at least 0 or a list of 7 of these"):
+            env.reset(seed=seed)  # type: ignore[arg-type]
     env.reset(seed=0)
+    with pytest.raises(InputError, match="step: expected actions of an integer type, found float64"):
+        env.step(np.zeros(B))
     with pytest.raises(InputError, match=r"step: expected actions of shape \(7,\), found \(3,\)"):
         env.step(np.zeros(3, dtype=int))

@@ -142,7 +142,7 @@ def test_a_rollout_of_states_that_are_not_the_session_so_far_is_refused(log, opt
 
 
 def test_a_rollout_before_the_first_reset_is_refused(log):
-    with pytest.raises(InputError, match="rollout: call reset first"):
+    with pytest.raises(InputError, match="no sessions to go on with; call reset first"):
         ReplayVectorEnv(log, B).rollout(3)
 
 
