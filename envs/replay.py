@@ -20,7 +20,7 @@ from gymnasium.vector.utils import batch_space
 
 from ..errors import InputError
 from .log import SessionLog
-from .replay_options import NO_KIND, ReplayOptions
+from .replay_options import NO_KIND, ReplayOptions, reconfigured
 from .replay_source import Assignment, ReplaySource, SessionQueue, SessionStrides, order_seed
 from .rollout import Rollout
 
@@ -32,7 +32,7 @@ class ReplayEnv(gym.Env):
 
     Observation: Box(0, N, (window,), int32). Action: Discrete(N). `log` is a `SessionLog` or the path of one; further
     keyword arguments are those of `ReplayOptions`. `info` carries `logged_action`, `logged_kind` and `logged_reward` of
-    the event just consumed (a reset consumed none), `session` (number in the log) and `pass`.
+    the event just consumed (a reset consumed none), `session` (number in `log`, which a `density` thins) and `pass`.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own convention
@@ -50,7 +50,7 @@ class ReplayEnv(gym.Env):
 
     def reconfigure(self, **changes: Any) -> None:
         """Change fields of `ReplayOptions` that leave the spaces alone; `reset` comes next. Wrappers call this."""
-        self._set_up(_reconfigured(self.options, changes))
+        self._set_up(reconfigured(self.options, changes))
 
     def _set_up(self, options: ReplayOptions) -> None:
         self.options = options
@@ -180,7 +180,7 @@ class ReplayVectorEnv(VectorEnv):
 
     def reconfigure(self, **changes: Any) -> None:
         """Change fields of `ReplayOptions` that leave the spaces alone; `reset` comes next. Wrappers call this."""
-        self._set_up(_reconfigured(self.options, changes))
+        self._set_up(reconfigured(self.options, changes))
 
     def _set_up(self, options: ReplayOptions) -> None:
         from .replay_core import RingWindows, step_lanes, step_lanes_numpy
@@ -429,13 +429,6 @@ _MODES = {
     AutoresetMode.NEXT_STEP: _NEXT_STEP,
     AutoresetMode.DISABLED: _DISABLED,
 }
-
-
-def _reconfigured(options: ReplayOptions, changes: dict[str, Any]) -> ReplayOptions:
-    fixed = {"window", "kinds", "slate"} & changes.keys()
-    if fixed:
-        raise InputError(f"reconfigure: {', '.join(sorted(fixed))} would change the spaces; make a new environment")
-    return ReplayOptions.of({**vars(options), **changes})
 
 
 def _consumed(out: np.ndarray, values: np.ndarray) -> dict[str, np.ndarray]:

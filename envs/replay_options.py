@@ -79,3 +79,11 @@ class ReplayOptions:
     def action_space(self, n_items: int) -> gym.spaces.Space:
         """Of one lane: Discrete(N), or MultiDiscrete([N] * slate)."""
         return gym.spaces.Discrete(n_items) if self.slate is None else gym.spaces.MultiDiscrete([n_items] * self.slate)
+
+
+def reconfigured(options: ReplayOptions, changes: dict[str, Any]) -> ReplayOptions:
+    """`options` with fields changed that leave the spaces alone. Raises `InputError` for others and unknown ones."""
+    fixed = {"window", "kinds", "slate"} & changes.keys()
+    if fixed:
+        raise InputError(f"reconfigure: {', '.join(sorted(fixed))} would change the spaces; make a new environment")
+    return ReplayOptions.of({**vars(options), **changes})
