@@ -112,7 +112,7 @@ def _states(
 ) -> tuple[np.ndarray, np.ndarray]:
     """[P, W] windows of `column` before and after the target event of each row."""
     target = batch.target_events()
-    before = session_windows(replace(batch, item=column), options.window, padding).astype(column.dtype, copy=False)
+    before = session_windows(batch, options.window, padding, column)
     after = np.concatenate((before[:, 1:], column[target, None]), axis=1)
     if options.cold_start is None:
         return before, after

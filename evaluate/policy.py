@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from ..envs.log import SessionBatch, SessionLog
-from ..envs.observation import session_windows
+from ..envs.observation import session_observations
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class PolicyRecommender:
-    """Wraps `policy`, a function of observations [P, window] int32 as `ReplayVectorEnv` gives them.
+    """Wraps `policy`, a function of observations [P, window] int32 as `ReplayVectorEnv` gives them (`kinds` likewise).
 
     It returns either scores [P, n_items], higher is better (logits or Q-values will do), or, with ``gives="actions"``,
     one item [P] each; such an agent can be scored at K = 1 only, and tables leave its other columns blank.
@@ -24,14 +24,16 @@ class PolicyRecommender:
 
     def __init__(
         self,
-        policy: Callable[[np.ndarray], Any],
+        policy: Callable[[Any], Any],
         n_items: int,
         window: int = 20,
         gives: Literal["scores", "actions"] = "scores",
+        kinds: bool = False,
     ) -> None:
         if gives not in ("scores", "actions"):
             raise InputError(f"PolicyRecommender: gives must be 'scores' or 'actions', found {gives!r}")
         self.policy, self.n_items, self.window, self.gives = policy, n_items, window, gives
+        self.kinds = kinds
         self.max_k = 1 if gives == "actions" else 0
 
     def fit(self, train: SessionLog, valid: SessionLog | None = None) -> Self:
@@ -40,7 +42,7 @@ class PolicyRecommender:
 
     def score_sessions(self, batch: SessionBatch) -> np.ndarray | torch.Tensor:
         """[P, N]: what the policy makes of the observation before each event to predict."""
-        given = self.policy(session_windows(batch, self.window, self.n_items))
+        given = self.policy(session_observations(batch, self.window, self.n_items, self.kinds))
         if self.gives == "scores":
             return given
         actions = _as_numpy(given)

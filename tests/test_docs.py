@@ -1,0 +1,63 @@
+"""The worked examples of the documentation run as printed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sessiongym import cli
+from sessiongym.evaluate.models import parse_models
+
+DOCS = Path(__file__).parents[1] / "docs"
+SPARSITY = (DOCS / "sparsity-and-cold-start.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the page's shop lies."""
+    folder = tmp_path_factory.mktemp("docs")
+    (command,) = re.findall(r"^```bash\nsessiongym (.*)\n```$", SPARSITY, flags=re.MULTILINE)
+    done = subprocess.run([sys.executable, "-m", "sessiongym", *command.split()], cwd=folder, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def run(block: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, env={**os.environ, "COLUMNS": "160"}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_sparsity_example_shows_that_fewer_rewards_teach_less(folder):
+    dense_to_sparse, _ = re.findall(r"^```python\n(.*?)^```$", SPARSITY, flags=re.MULTILINE | re.DOTALL)
+    printed = run(dense_to_sparse, folder)
+    # The first table is that of purchases; its second figure is Recall@5.
+    found = re.findall(r"density (\S+) +[\d.]+\*? +([\d.]+) ", printed)[:3]
+    assert [density for density, _ in found] == ["1", "0.1", "0.01"]
+    recall = [float(value) for _, value in found]
+    assert recall[0] > recall[1] > recall[2]
+    quoted = re.search(r"Recall@5 falls from ([\d.]+) % to ([\d.]+) % and ([\d.]+) %", SPARSITY)
+    assert quoted is not None and [float(value) for value in quoted.groups()] == [round(x, 1) for x in recall]
+
+
+def test_the_cold_start_example_shows_that_more_is_known_later(folder):
+    _, cold_start = re.findall(r"^```python\n(.*?)^```$", SPARSITY, flags=re.MULTILINE | re.DOTALL)
+    printed = run(cold_start, folder)
+    rows = re.findall(r"^ *(\d+) events known: ([\d.]+)% of (\d+) purchases", printed, flags=re.MULTILINE)
+    assert [int(events) for events, _, _ in rows] == [1, 2, 3, 100]
+    shares = [float(share) for _, share, _ in rows]
+    assert sorted(shares) == shares and shares[0] < shares[-1]
+    assert len({purchases for _, _, purchases in rows}) == 1
+    assert f"```text\n{printed}```" in SPARSITY
+
+
+def test_the_commands_of_the_page_are_ones_that_the_command_line_takes(monkeypatch):
+    taken = []
+    monkeypatch.setattr(cli, "_run", taken.append)
+    (command,) = re.findall(r"`sessiongym (compare [^`]*)`", SPARSITY)
+    cli.main(command.split())
+    assert len(parse_models(taken[0].models)) == 3
