@@ -20,10 +20,10 @@ CPU = time.process_time
 WALL = time.perf_counter
 
 
-def interleaved(
+def measured(
     contenders: dict[str, Callable[[], float]], clock: Callable[[], float], rounds: int = 5
-) -> dict[str, float]:
-    """Median over `rounds` of units a second of each contender, which does some work and returns its units.
+) -> dict[str, list[float]]:
+    """Units a second of each contender in every round; it does some work and returns its units.
 
     All take turns, so that a machine that slows down slows all of them; one turn each before is not counted.
     """
@@ -34,7 +34,14 @@ def interleaved(
             units = work()
             if turn:
                 rates[name].append(units / (clock() - began))
-    return {name: float(np.median(rate)) for name, rate in rates.items()}
+    return rates
+
+
+def interleaved(
+    contenders: dict[str, Callable[[], float]], clock: Callable[[], float], rounds: int = 5
+) -> dict[str, float]:
+    """Median over `rounds` of what `measured` gives."""
+    return {name: float(np.median(rate)) for name, rate in measured(contenders, clock, rounds).items()}
 
 
 def zipf_log(n_sessions: int, n_items: int, purchase_share: float, seed: int) -> SessionLog:

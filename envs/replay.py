@@ -469,7 +469,8 @@ def _final(lanes: np.ndarray, observations: Observation, values: dict[str, np.nd
     mask[lanes] = True
     rows = observations
     if isinstance(observations, dict):
-        rows = [dict(zip(observations, row, strict=True)) for row in zip(*observations.values(), strict=True)]
+        items, kinds = observations["items"], observations["kinds"]
+        rows = [{"items": row, "kinds": kinds_row} for row, kinds_row in zip(items, kinds, strict=True)]
     final_obs = np.empty(n_lanes, dtype=object)
     # `fromiter`, because an assignment of rows of one length would make one array of them.
     final_obs[lanes] = np.fromiter(rows, dtype=object, count=len(lanes))

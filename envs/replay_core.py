@@ -216,9 +216,12 @@ def gather_windows(column, first, newest, width, padding):
     """[n, W], of the dtype of `column` [E]: the last W events up to `newest` [n], none before `first` [n], padded."""
     out = np.empty((len(newest), width), column.dtype)
     for row in range(len(newest)):
-        for place in range(width):
-            event = newest[row] - (width - 1 - place)
-            out[row, place] = column[event] if event >= first[row] else padding
+        n_padded = max(width - (newest[row] - first[row] + 1), 0)
+        for place in range(n_padded):
+            out[row, place] = padding
+        leftmost = newest[row] - width + 1
+        for place in range(n_padded, width):
+            out[row, place] = column[leftmost + place]
     return out
 
 
