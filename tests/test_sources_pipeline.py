@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -44,19 +45,38 @@ def recipe():
         def long(some):
             return {s: e for s, e in some.items() if len(e) >= options.min_session_length}
 
+        def buyers(some):
+            return {s: e for s, e in some.items() if any(k == PURCHASE for _, _, k in e)}
+
+        def month(time):
+            return datetime.fromtimestamp(time / 1e9, UTC).strftime("%Y-%m")
+
+        def bought_once(events):
+            bought = set()
+            return [x for x in events if x[2] != PURCHASE or not (x[1] in bought or bought.add(x[1]))]
+
         newest = max(e[-1][0] for e in sessions.values())
-        if options.latest_days is not None:
+        if options.latest_month:
+            sessions = {s: e for s, e in sessions.items() if month(e[0][0]) == month(newest)}
+        elif options.latest_days is not None:
             sessions = {s: e for s, e in sessions.items() if e[0][0] >= newest - options.latest_days * DAY}
-        if options.buyers_only:
-            sessions = {s: e for s, e in sessions.items() if any(k == PURCHASE for _, _, k in e)}
+        if options.buyers_only and options.buyers_cut == "before":
+            sessions = buyers(sessions)
+        if options.repeats == "drop":
+            sessions = {s: list(dict.fromkeys(e)) for s, e in sessions.items()}
+        if options.basket_repeats == "drop":
+            sessions = {s: bought_once(e) for s, e in sessions.items()}
         sessions = long(sessions)
         support = Counter(i for e in sessions.values() for _, i, _ in e)
         sessions = {s: [x for x in e if support[x[1]] >= options.min_item_support] for s, e in sessions.items()}
-        train, cut = long(sessions), {}
+        train, cut = long({s: e for s, e in sessions.items() if e}), {}
+        if options.buyers_only and options.buyers_cut == "after":
+            train = buyers(train)
+        at = 0 if options.split_at == "start" else -1
         for name, days in (("test", options.test_days), ("valid", options.valid_days)):
-            bound = max((e[-1][0] for e in train.values()), default=0) - days * DAY
-            cut[name] = {s: e for s, e in train.items() if e[-1][0] >= bound}
-            train = {s: e for s, e in train.items() if e[-1][0] < bound}
+            bound = max((e[at][0] for e in train.values()), default=0) - days * DAY
+            cut[name] = {s: e for s, e in train.items() if e[at][0] >= bound}
+            train = {s: e for s, e in train.items() if e[at][0] < bound}
         items = {i for e in train.values() for _, i, _ in e}
         for name, part in cut.items():
             if options.unseen == "drop":
@@ -101,18 +121,28 @@ def account():
         min_item_support=st.integers(1, 4),
         min_session_length=st.integers(1, 3),
         buyers_only=st.booleans(),
+        repeats=st.sampled_from(["keep", "drop"]),
+        basket_repeats=st.sampled_from(["keep", "drop"]),
+        latest_month=st.booleans(),
+        split_at=st.sampled_from(["end", "start"]),
         latest_days=st.sampled_from([None, 2.0, 4.5]),
         test_days=st.sampled_from([0.25, 1.0]),
         valid_days=st.sampled_from([0.25, 1.0]),
         unseen=st.sampled_from(["drop", "keep"]),
     ),
+    late_cut=st.booleans(),
+    n_items=st.sampled_from([3, 12]),
 )
-def test_equals_the_recipe_in_plain_python(columns, recipe, contents, account, n_events, seed, options):
+def test_equals_the_recipe_in_plain_python(
+    columns, recipe, contents, account, n_events, seed, options, late_cut, n_items
+):
+    if options.buyers_only and late_cut:
+        options = replace(options, buyers_cut="after")
     rng = np.random.default_rng(seed)
-    # Quarters of a day, so that times tie and fall on the bounds of the splits.
+    # Quarters of a day, so that times tie and fall on the bounds of the splits; from 29 January on.
     session = rng.integers(0, 30, n_events)
-    day = (rng.integers(0, 24, 30)[session] + rng.integers(0, 3, n_events)) / 4
-    rows = list(zip(session, rng.integers(0, 12, n_events), day, rng.integers(0, 2, n_events), strict=True))
+    day = 28 + (rng.integers(0, 24, 30)[session] + rng.integers(0, 3, n_events)) / 4
+    rows = list(zip(session, rng.integers(0, n_items, n_events), day, rng.integers(0, 2, n_events), strict=True))
     events = columns(rows)
     expected, train_items = recipe(events, options)
     if not all(expected.values()):
@@ -125,6 +155,116 @@ def test_equals_the_recipe_in_plain_python(columns, recipe, contents, account, n
     assert known[: data.train.n_train_items] == sorted(train_items)
     assert known[data.train.n_train_items :] == sorted(set(known) - train_items)
     account(data)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    options=st.builds(
+        PrepareOptions,
+        min_item_support=st.integers(1, 4),
+        min_session_length=st.integers(1, 3),
+        repeats=st.sampled_from(["keep", "drop"]),
+        basket_repeats=st.sampled_from(["keep", "drop"]),
+        buyers_only=st.just(True),
+        buyers_cut=st.sampled_from(["before", "after"]),
+        latest_month=st.booleans(),
+        random_split=st.sampled_from([(0.4, 0.3, 0.3), (0.8, 0.1, 0.1)]),
+        split_by=st.sampled_from(["session", "content"]),
+        unseen=st.sampled_from(["drop", "keep"]),
+        seed=st.integers(0, 3),
+    ),
+    torn=st.integers(0, 9),
+)
+def test_what_comes_in_goes_out_or_is_dropped_with_a_reason(columns, account, seed, options, torn):
+    rng = np.random.default_rng(seed)
+    session = rng.integers(0, 60, 600)
+    day = 28 + rng.integers(0, 24, 60)[session] / 4
+    events = columns(list(zip(session, rng.integers(0, 9, 600), day, rng.integers(0, 2, 600), strict=True)))
+    data = build(events, options, source={"name": "test"}, dropped=[Dropped("torn", torn)] if torn else [])
+    out, dropped = account(data)
+    assert out + dropped == 600 + torn
+    assert all(drop["events"] > 0 and drop["reason"] for drop in data.manifest["dropped"])
+
+
+@pytest.fixture
+def prepared(columns, contents, account):
+    """The steps by name, the drops by reason and all sessions of rows prepared with loose filters and some options."""
+
+    def prepare(rows, **options):
+        loose = {"min_item_support": 1, "min_session_length": 1, "unseen": "keep"}
+        data = build(columns(rows), PrepareOptions(**{**loose, **options}), source={"name": "test"})
+        account(data)
+        assert data.manifest["options"]["split_at"] == options.get("split_at", "end")
+        dropped = {drop["reason"]: (drop["events"], drop["sessions"]) for drop in data.manifest["dropped"]}
+        sessions = {name: contents(getattr(data, name)) for name in ("train", "valid", "test")}
+        return data, dropped, sessions
+
+    return prepare
+
+
+THREE_DAYS = [(7, 2, 0, CLICK), (8, 2, 3, CLICK), (9, 2, 6, CLICK)]
+"""A session for each split, so that a test can look at others."""
+
+
+def test_exact_repeats_are_dropped_but_for_the_first_even_where_others_stand_between(prepared):
+    rows = [
+        (0, 0, 0, CLICK), (0, 1, 0, CLICK), (0, 0, 0, CLICK), (0, 0, 0, PURCHASE), (0, 0, 0.1, CLICK), (1, 0, 0, CLICK),
+        (0, 0, 0, PURCHASE), (1, 0, 0, CLICK), *THREE_DAYS,
+    ]  # fmt: skip
+    _, dropped, sessions = prepared(rows, repeats="drop")
+    assert dropped == {"exact repeats of an event": (3, 0)}
+    assert sessions["train"][100] == [(1002, CLICK), (1001, CLICK), (1002, PURCHASE), (1002, CLICK)]
+    assert sessions["train"][101] == [(1002, CLICK)]
+    assert prepared(rows)[1] == {}
+
+
+def test_an_item_is_bought_once_a_session_where_asked_and_its_clicks_stay(prepared):
+    rows = [
+        (0, 0, 0, PURCHASE), (0, 0, 0.1, CLICK), (0, 1, 0.1, PURCHASE), (0, 0, 0.2, PURCHASE), (0, 0, 0.3, PURCHASE),
+        (0, 0, 0.4, CLICK), (1, 0, 0.5, PURCHASE), *THREE_DAYS,
+    ]  # fmt: skip
+    _, dropped, sessions = prepared(rows, basket_repeats="drop")
+    assert dropped == {"purchases of an item that the session has bought already": (2, 0)}
+    assert sessions["train"][100] == [(1002, PURCHASE), (1002, CLICK), (1001, PURCHASE), (1002, CLICK)]
+    assert sessions["train"][101] == [(1002, PURCHASE)]
+    assert prepared(rows)[1] == {}
+
+
+def test_the_buyer_cut_before_the_filters_starves_items_and_after_them_loses_sessions(prepared):
+    # Item 0 has support 3 with the browser of session 3 and 2 without; session 4 buys only the rare item 1.
+    rows = [(s, i, s, k) for s in range(3) for i, k in ((2, CLICK), (2, PURCHASE))]
+    rows += [(s, 0, s, CLICK) for s in (0, 1, 3)] + [(3, 2, 3, CLICK)]
+    rows += [(4, 1, 4, PURCHASE), (4, 2, 4, CLICK), (4, 2, 4, CLICK)]
+    options = {"min_item_support": 3, "buyers_only": True, "random_split": (0.4, 0.3, 0.3)}
+    _, before, _ = prepared(rows, **options)
+    data, after, _ = prepared(rows, **options, buyers_cut="after")
+    assert before == {"sessions without a purchase": (2, 1), "events of items with fewer than 3 events": (3, 0)}
+    assert after == {
+        "events of items with fewer than 3 events": (1, 0),
+        "sessions without a purchase, after the item filter": (4, 2),
+    }
+    assert data.manifest["sessions_without_purchase"] == {"train": 0, "valid": 0, "test": 0}
+
+
+def test_the_latest_month_is_the_calendar_month_of_the_newest_event_in_utc(prepared):
+    first_of_march = 31 + 28
+    rows = [(0, 0, first_of_march - 2e-5, CLICK), (0, 0, first_of_march + 9, CLICK), (1, 0, first_of_march, CLICK)]
+    rows += [(s, 0, first_of_march + 3 * s, CLICK) for s in (2, 3)]
+    data, dropped, sessions = prepared(rows, latest_month=True, latest_days=1.0)
+    assert dropped == {"sessions that do not start in 1970-03, the month of the newest event": (2, 1)}
+    assert data.manifest["steps"][1]["step"] == "sessions that start in 1970-03, the month of the newest event"
+    assert [list(part) for part in sessions.values()] == [[101], [102], [103]]
+
+
+def test_a_session_over_the_bound_of_a_split_goes_by_its_end_or_by_its_start(prepared):
+    rows = [(0, 0, 0, CLICK), (1, 0, 3, CLICK), (1, 0, 5.5, CLICK), (2, 0, 3, CLICK), (3, 0, 6, CLICK)]
+    data, _, sessions = prepared(rows)
+    assert [list(part) for part in sessions.values()] == [[100], [102], [101, 103]]
+    assert "whose last event is within 1 days before the newest event" in data.manifest["split"]
+    data, _, sessions = prepared(rows, split_at="start")
+    assert [list(part) for part in sessions.values()] == [[100], [101, 102], [103]]
+    assert "whose first event is within 1 days before the newest session start" in data.manifest["split"]
 
 
 def test_sessions_are_in_order_of_start_and_events_in_order_of_time(columns):
@@ -248,6 +388,10 @@ def test_an_empty_split_and_an_empty_filter_say_why(columns):
         ({"latest_days": -1.0}, "--latest-days"),
         ({"min_item_support": 0}, "--min-item-support: must be at least 1, found 0"),
         ({"seed": -1}, "--seed"),
+        ({"repeats": "yes"}, "--repeats: must be keep or drop, found 'yes'; give one of these"),
+        ({"split_at": "middle"}, "--split-at: must be end or start, found 'middle'"),
+        ({"buyers_cut": "after"}, "--buyers-cut after: .*; add --buyers-only"),
+        ({"split_at": "start", "random_split": (0.8, 0.1, 0.1)}, "--split-at start: .* found a random split"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(columns, change, message):

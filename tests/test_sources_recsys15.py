@@ -1,10 +1,16 @@
 """The RecSys15 files: hand-counted small ones in the original format, and the real buys."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sessiongym.cli import main
 from sessiongym.envs.log import CLICK, PURCHASE
+from sessiongym.envs.sources import parts
+from sessiongym.envs.sources.memory import GB, check_room, peak_bytes
 from sessiongym.envs.sources.options import RECSYS15_OPTIONS, PrepareOptions
 from sessiongym.envs.sources.recsys15 import prepare_recsys15
 from sessiongym.errors import InputError
@@ -138,6 +144,111 @@ def test_missing_and_packed_files_are_refused(files, tmp_path):
     (tmp_path / "buys.7z").write_bytes(b"7z")
     with pytest.raises(InputError, match="unpack it"):
         prepare_recsys15(clicks, tmp_path / "buys.7z", LOOSE)
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Files of so many sessions of one to nine clicks and up to two buys, some lines out of place."""
+
+    def write(n_sessions):
+        rng = np.random.default_rng(7)
+        session = rng.permutation(np.repeat(np.arange(n_sessions), rng.integers(1, 10, n_sessions)))
+        nearly = np.argsort(session + rng.integers(0, 3, len(session)), kind="stable")
+        for name, rows in (("clicks", session[nearly]), ("buys", rng.integers(0, n_sessions + 5, n_sessions // 4))):
+            day = np.datetime64("2014-04-01T00:00:00.000", "ms") + rows * (60 * 86_400_000 // n_sessions)
+            stamps = np.datetime_as_string(day + rng.integers(0, 3_600_000, len(rows)))
+            items = 500 + rng.integers(0, 40, len(rows))
+            rest = "0" if name == "clicks" else "1046,1"
+            lines = [f"{s},{t}Z,{i},{rest}\n" for s, t, i in zip(rows, stamps, items, strict=True)]
+            (tmp_path / f"{name}.dat").write_text("".join(lines))
+        return tmp_path / "clicks.dat", tmp_path / "buys.dat"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        RECSYS15_OPTIONS,
+        PrepareOptions(),
+        PrepareOptions(latest_month=True, random_split=(0.5, 0.3, 0.2), split_by="content", unseen="keep"),
+        PrepareOptions(buyers_only=True, buyers_cut="after", repeats="drop", basket_repeats="drop"),
+    ],
+)
+def test_neither_parser_nor_parts_nor_memory_change_the_data(many, options, monkeypatch):
+    files = many(2000)
+    whole = prepare_recsys15(*files, options=options, fast=False)
+    monkeypatch.setattr(parts, "PART_BYTES", 5000)
+    for fast in (True, False):
+        for memory in (None, 1e6):
+            data = prepare_recsys15(*files, options=options, fast=fast, memory=memory)
+            assert data.fingerprint() == whole.fingerprint()
+            assert data.manifest == whole.manifest
+
+
+@pytest.mark.slow
+def test_the_peak_stays_below_the_memory_given(many):
+    clicks, buys = many(100_000)
+    clicks.write_text(clicks.read_text() * 30)
+    program = f"""
+from pathlib import Path
+from sessiongym.envs.sources.memory import GB, peak_bytes
+from sessiongym.envs.sources.recsys15 import prepare_recsys15
+from sessiongym.envs.sources.options import PrepareOptions
+import sys
+memory = float(sys.argv[1]) or None
+prepare_recsys15(Path({str(clicks)!r}), Path({str(buys)!r}), PrepareOptions(latest_days=5), memory=memory)
+print(peak_bytes() / GB)
+"""
+
+    def peak(memory):
+        command = [sys.executable, "-c", program, str(memory)]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    # What the libraries take differs between machines, so the figure is set between the two.
+    without, plenty = peak(0), peak(1e6)
+    assert plenty < without
+    assert peak((plenty + without) / 2) < (plenty + without) / 2
+
+
+def test_too_little_memory_is_said_before_anything_is_kept(files):
+    with pytest.raises(InputError, match=r"4 sessions so far need .* GB, found --memory 0.001; raise it"):
+        prepare_recsys15(*files(), options=LOOSE, memory=0.001)
+    check_room(peak_bytes() / GB + 1, 10_000, 1_000, "recsys15")
+    with pytest.raises(InputError, match=r"the 100,000,000 events of 1,000 sessions .* need about .* --latest-days"):
+        check_room(peak_bytes() / GB + 1, 100_000_000, 1_000, "recsys15")
+    with pytest.raises(InputError, match="--memory: must be a positive number of GB, found 0"):
+        prepare_recsys15(*files(), options=LOOSE, memory=0)
+
+
+def test_the_command_line_passes_the_memory_on_and_writes_nothing_where_it_is_too_little(files, tmp_path, capsys):
+    clicks, buys = map(str, files())
+    command = ["prepare", "recsys15", "--clicks", clicks, "--buys", buys, "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--memory", "0.001"])
+    assert stop.value.code == 2
+    assert "found --memory 0.001; raise it" in capsys.readouterr().err
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["buys.dat", "clicks.dat"]
+
+
+def test_a_file_that_changes_between_two_passes_is_refused(files):
+    clicks, buys = files()
+
+    def grow(line):
+        if line.endswith(f"clicks from {clicks}"):
+            clicks.write_text(CLICKS + CLICKS.replace("\n4,", "\n5,"))
+
+    with pytest.raises(InputError, match=r"clicks.dat: has changed since it was first read"):
+        prepare_recsys15(clicks, buys, LOOSE, grow, memory=1e6)
+
+
+def test_a_long_reading_reports_where_it_is(many, monkeypatch):
+    monkeypatch.setattr("sessiongym.envs.sources.recsys15._LINES_A_REPORT", 2000)
+    monkeypatch.setattr(parts, "PART_BYTES", 10_000)
+    lines = []
+    prepare_recsys15(*many(1000), options=PrepareOptions(), progress=lines.append)
+    shares = [int(line.split("clicks, ")[1].split("%")[0]) for line in lines if "M lines/s" in line]
+    assert shares == sorted(shares) and len(shares) >= 2 and 0 < shares[0] < shares[-1] <= 100
 
 
 @pytest.fixture

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from ...errors import InputError
 
@@ -18,12 +19,26 @@ class PrepareOptions:
     """Events that an item must have to stay (Hidasi et al. 2016, section 4)."""
     min_session_length: int = 2
     """Events that a session must have to stay (Hidasi et al. 2016, section 4)."""
+    repeats: Literal["keep", "drop"] = "keep"
+    """Exact repeats, events equal in session, item, time and kind: kept, or all but the first removed.
+    Open in the IRN paper."""
+    basket_repeats: Literal["keep", "drop"] = "keep"
+    """A session's purchases of an item that it has bought already: kept, or removed. Open in the IRN paper."""
     buyers_only: bool = False
     """Keep only sessions with a purchase (IRN paper, section 5.1)."""
+    buyers_cut: Literal["before", "after"] = "before"
+    """`buyers_only` before the filters by length and support, so that these see buyers alone, or after them.
+    Open in the IRN paper."""
     latest_days: float | None = None
     """Keep only sessions that start within so many days before the newest event; all of them if not given."""
+    latest_month: bool = False
+    """Keep only sessions that start in the calendar month (UTC) of the newest event; takes the place of `latest_days`.
+    Open in the IRN paper, which says "latest month"."""
+    split_at: Literal["end", "start"] = "end"
+    """The moment by which the split by time sorts a session: its last event (Hidasi et al. 2016) or its first.
+    Open in the IRN paper."""
     test_days: float = 1.0
-    """A session whose last event is within so many days before the newest one is test (Hidasi et al. 2016)."""
+    """A session whose moment is within so many days before the newest one is test (Hidasi et al. 2016)."""
     valid_days: float = 1.0
     """The same rule, applied to what the test split leaves."""
     random_split: tuple[float, float, float] | None = None
@@ -37,6 +52,7 @@ class PrepareOptions:
 
     def check(self) -> None:
         """Raises `InputError` for values that make no sense, before any file is read."""
+        _check_choices(self)
         for name, least in (("min_item_support", 1), ("min_session_length", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{_flag(name)}: must be at least {least}, found {getattr(self, name)}; raise it")
@@ -44,7 +60,15 @@ class PrepareOptions:
             days = getattr(self, name)
             if days is not None and not 0 < days < math.inf:
                 raise InputError(f"{_flag(name)}: must be a positive number of days, found {days:g}; give one")
+        if self.buyers_cut == "after" and not self.buyers_only:
+            raise InputError(
+                "--buyers-cut after: places the cut to sessions with a purchase, found no such cut; add --buyers-only"
+            )
         if self.random_split is not None:
+            if self.split_at == "start":
+                raise InputError(
+                    "--split-at start: belongs to the split by time, found a random split; give one of the two"
+                )
             shares = self.random_split
             if len(shares) != 3 or not all(share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-9:
                 found = ",".join(f"{share:g}" for share in shares)
@@ -130,6 +154,79 @@ class TableFormat:
                 raise InputError(f"{where}: {twice[0]!r} is named twice in --click and --purchase; name it once")
         if len(self.delimiter) != 1:
             raise InputError(f"{where}: --sep must be one character, \\t or tab, found {self.sep!r}; give one of these")
+
+
+@dataclass(frozen=True)
+class TaobaoFormat:
+    """How to read the original UserBehavior file (Tianchi data set 649): ``user,item,category,behavior,unix time``."""
+
+    file: Path
+    """UserBehavior.csv, without header line, unpacked."""
+    item_level: Literal["item", "category"] = "item"
+    """The column that becomes the item. Categories are few enough to learn from a part of the file."""
+    gap: float = 1800.0
+    """Seconds without an event after which the user's next event starts a new session."""
+    click: tuple[str, ...] = ("pv", "fav", "cart")
+    """Behaviours that are clicks (page view, favourite, cart). Events of equal time go in the order given here."""
+    purchase: tuple[str, ...] = ("buy",)
+    """Behaviours that are purchases; at equal times they follow the clicks.
+    Other behaviours are dropped and counted."""
+    outside: Literal["drop", "keep"] = "drop"
+    """Events outside the nine days that the data set describes, 25 November to 3 December 2017, China Standard Time.
+    Some lie years away, where a single one would move the end of the data and with it the split."""
+
+    def check(self) -> None:
+        """Raises `InputError` for options that contradict each other, before the file is read."""
+        if not 0 < self.gap < math.inf:
+            raise InputError(f"--gap: must be a positive number of seconds, found {self.gap:g}; give one")
+        _check_choices(self)
+        _check_kinds(self.click, self.purchase, ("pv", "fav", "cart", "buy"))
+
+
+@dataclass(frozen=True)
+class Rees46Format:
+    """How to read the monthly files of REES46's "eCommerce behavior data from multi category store" and its siblings.
+
+    Columns used, by name: ``event_time, event_type, product_id`` or ``category_id, user_id, user_session``.
+    """
+
+    files: Sequence[Path]
+    """One or more files such as 2019-Oct.csv, unpacked; they become one log."""
+    item_level: Literal["product", "category"] = "product"
+    """The column that becomes the item, product_id or category_id."""
+    click: tuple[str, ...] = ("view", "cart")
+    """Event types that are clicks. Events of equal time go in the order given here."""
+    purchase: tuple[str, ...] = ("purchase",)
+    """Event types that are purchases; at equal times they follow the clicks.
+    Other types (remove_from_cart in the cosmetics store) are dropped and counted."""
+
+    def check(self) -> None:
+        """Raises `InputError` for options that contradict each other, before a file is read."""
+        if not self.files:
+            raise InputError("--files: expected at least one file, found none; give for example 2019-Oct.csv")
+        twice = [file for file in self.files if list(self.files).count(file) > 1]
+        if twice:
+            raise InputError(f"--files: {twice[0]} is given twice, and its events would count twice; give it once")
+        _check_choices(self)
+        _check_kinds(self.click, self.purchase, ("view", "cart", "remove_from_cart", "purchase"))
+
+
+def _check_choices(options: object) -> None:
+    """Raises `InputError` for a field that holds none of the values of its `Literal`."""
+    for name, hint in get_type_hints(type(options)).items():
+        value, choices = getattr(options, name), get_args(hint)
+        if get_origin(hint) is Literal and value not in choices:
+            raise InputError(f"{_flag(name)}: must be {' or '.join(choices)}, found {value!r}; give one of these")
+
+
+def _check_kinds(click: tuple[str, ...], purchase: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Raises `InputError` where a format with known kinds of event is asked for others, or for one twice."""
+    for flag, kinds in (("--click", click), ("--purchase", purchase)):
+        for kind in kinds:
+            if kind not in known:
+                raise InputError(f"{flag}: expected some of {','.join(known)}, found {kind!r}; give these")
+            if (click + purchase).count(kind) > 1:
+                raise InputError(f"{flag}: {kind!r} is named twice in --click and --purchase; name it once")
 
 
 def _flag(name: str) -> str:

@@ -14,43 +14,22 @@ import numpy as np
 
 from ...errors import InputError
 from ..log import PURCHASE, PreparedData, SessionLog
+from .cuts import DAY, Survey, session_cuts, survey, survivors
+from .memory import check_room
 from .options import PrepareOptions
+from .sessions import EventColumns, Events, EventSource, Sessions, in_order
+
+__all__ = ["DAY", "SPLITS", "Dropped", "EventColumns", "Progress", "build", "repeated_content", "silent"]
 
 Progress = Callable[[str], None]
 
-DAY = 86_400 * 10**9
-"""Nanoseconds."""
-
 SPLITS = ("train", "valid", "test")
+
+_AFTER_ITEMS = ", after the item filter"
 
 
 def silent(line: str) -> None:
     """The progress callback that shows nothing."""
-
-
-@dataclass(frozen=True, eq=False)
-class EventColumns:
-    """Events as a source read them. E events in any order; those of a session with equal times keep their order.
-
-    Codes must be in range; a session or item without events is allowed and ignored.
-    """
-
-    session: np.ndarray
-    """[E] int, 0..S-1."""
-    item: np.ndarray
-    """[E] int, 0..N-1."""
-    time: np.ndarray
-    """[E] int64, nanoseconds since the epoch, UTC."""
-    kind: np.ndarray
-    """[E] uint8, CLICK or PURCHASE."""
-    session_id: np.ndarray
-    """[S] original ids, int64 or text."""
-    item_id: np.ndarray
-    """[N] original ids, distinct, int64 or text."""
-    user: np.ndarray | None = None
-    """[S] int32, or None where shoppers are anonymous."""
-    ordered: bool = True
-    """False where the source imposes the order within a session; the content of a session then ignores it."""
 
 
 @dataclass(frozen=True)
@@ -63,73 +42,6 @@ class Dropped:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sessions:
-    """Sessions of at least one event, in order of start, events in order of time. Arrays as in `SessionLog`."""
-
-    item: np.ndarray
-    kind: np.ndarray
-    time: np.ndarray
-    offset: np.ndarray
-    number: np.ndarray
-    """[S] the session's code in `EventColumns`."""
-
-    @property
-    def n(self) -> int:
-        return len(self.number)
-
-    @property
-    def length(self) -> np.ndarray:
-        return np.diff(self.offset)
-
-    @property
-    def start(self) -> np.ndarray:
-        return self.time[self.offset[:-1]]
-
-    @property
-    def end(self) -> np.ndarray:
-        return self.time[self.offset[1:] - 1]
-
-    def events_of(self, sessions: np.ndarray) -> np.ndarray:
-        """[E] bool from [S] bool."""
-        return np.repeat(sessions, self.length)
-
-    def per_session(self, events: np.ndarray) -> np.ndarray:
-        """[S] int64: how many events of each session are marked in [E] bool."""
-        before = np.zeros(len(events) + 1, dtype=np.int64)
-        np.cumsum(events, out=before[1:])
-        return np.diff(before[self.offset])
-
-    def only(self, events: np.ndarray) -> _Sessions:
-        """The events marked in [E] bool; a session that loses all its events goes."""
-        left = self.per_session(events)
-        offset = np.zeros(np.count_nonzero(left) + 1, dtype=np.int64)
-        np.cumsum(left[left > 0], out=offset[1:])
-        return _Sessions(self.item[events], self.kind[events], self.time[events], offset, self.number[left > 0])
-
-    def content(self, ordered: bool) -> np.ndarray:
-        """[S] uint64 hash of the (item, kind) sequence, or of the multiset where the order is not the data's own.
-
-        Two of S different contents collide with probability below S^2 / 2^64.
-        """
-        symbol = _mixed(self.item.astype(np.uint64) * np.uint64(2) + self.kind)
-        if ordered:
-            position = np.arange(len(self.item)) - np.repeat(self.offset[:-1], self.length)
-            symbol = _mixed(symbol + position.astype(np.uint64))
-        total = np.add.reduceat(symbol, self.offset[:-1]) if self.n else np.zeros(0, np.uint64)
-        return _mixed(total + self.length.astype(np.uint64))
-
-    def counts(self) -> dict[str, int]:
-        purchases = int(np.count_nonzero(self.kind == PURCHASE))
-        return {
-            "sessions": self.n,
-            "events": len(self.item),
-            "clicks": len(self.item) - purchases,
-            "purchases": purchases,
-            "items": int(np.count_nonzero(np.bincount(self.item))),
-        }
-
-
-@dataclass(frozen=True, eq=False)
 class _Ledger:
     """Counts after every step and what each step dropped: in = out + dropped, always."""
 
@@ -138,8 +50,7 @@ class _Ledger:
     steps: list[dict[str, Any]] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
 
-    def note(self, step: str, sessions: _Sessions) -> None:
-        counts = sessions.counts()
+    def note(self, step: str, counts: dict[str, int]) -> None:
         self.steps.append({"step": step, **counts})
         self.progress(f"{step}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
 
@@ -147,49 +58,59 @@ class _Ledger:
         if events:
             self.dropped.append(Dropped(reason, events, sessions))
 
-    def keep(self, step: str, reason: str, sessions: _Sessions, events: np.ndarray) -> _Sessions:
+    def keep(self, step: str, reason: str, sessions: Sessions, events: np.ndarray) -> Sessions:
         """The marked events; `step` names what stays, `reason` what goes."""
         kept = sessions if events.all() else sessions.only(events)
-        self.drop(reason, len(sessions.item) - len(kept.item), sessions.n - kept.n)
-        self.note(step, kept)
-        if not kept.n:
+        self.record(step, reason, {"sessions": sessions.n, "events": len(sessions.item)}, kept.counts())
+        return kept
+
+    def record(self, step: str, reason: str, before: dict[str, int], after: dict[str, int]) -> None:
+        """A step, by the counts before and after it; raises `InputError` where it leaves nothing."""
+        self.drop(reason, before["events"] - after["events"], before["sessions"] - after["sessions"])
+        self.note(step, after)
+        if not after["sessions"]:
             raise InputError(
                 f"{self.source}: no session is left after the step {step!r} "
-                f"({sessions.n} before it); loosen this filter or check the input"
+                f"({before['sessions']} before it); loosen this filter or check the input"
             )
-        return kept
 
 
 def build(
-    events: EventColumns,
+    events: EventSource,
     options: PrepareOptions,
     *,
     source: dict[str, Any],
     dropped: Sequence[Dropped] = (),
     notes: Sequence[str] = (),
     progress: Progress = silent,
+    surveyed: Survey | None = None,
+    memory: float | None = None,
 ) -> PreparedData:
     """Filter, split and number the items. Same input, options and seed, same result.
 
-    The steps: order events by time; sessions that start within `latest_days` of the newest event; sessions with a
-    purchase (`buyers_only`); session length; item support; session length again (Hidasi et al. 2016: once each, not
-    until nothing changes); split; vocabulary from train without valid; unseen items; session length in valid and test.
+    The steps: sessions that start within `latest_days` of the newest event, or in its month; sessions with a purchase
+    (`buyers_only`); order events by time; exact repeats; repeats in a basket; session length; item support; session
+    length again (Hidasi et al. 2016: once each, not until nothing changes); sessions with a purchase if `buyers_cut` is
+    "after"; split; vocabulary from train without valid; unseen items; session length in valid and test.
 
     `source` (with a ``name``) opens the manifest, `dropped` is what the reader left out, `notes` are caveats for every
-    table. Raises `InputError` where a filter leaves no session or a split none.
+    table. `surveyed` is what `survey` says of the events, where the caller knows it already. `memory` is the most that
+    the process may take, in GB. Raises `InputError` where a filter leaves no session or a split none, or where what the
+    first cuts leave does not fit the memory.
     """
     options.check()
     ledger = _Ledger(source["name"], progress)
     ledger.dropped.extend(dropped)
-    if not len(events.item):
+    surveyed = surveyed or survey(events.parts())
+    n_events = surveyed.n_events
+    if not n_events:
         raise InputError(f"{source['name']}: no events to prepare; check the input")
-    sessions = _in_order(events)
-    ledger.note("read", sessions)
-    sessions = _filtered(sessions, options, ledger)
+    sessions = _filtered(_cut(events, surveyed, options, ledger, memory), options, ledger)
+    del surveyed
     parts = _splits(sessions, options, events.ordered, ledger)
     parts, n_train_items, item_id = _numbered(parts, events, options, ledger)
     for name, part in zip(SPLITS, parts, strict=True):
-        ledger.note(name, part)
+        ledger.note(name, part.counts())
         if not part.n:
             raise InputError(_empty_split(name, sessions, options, source["name"]))
 
@@ -197,7 +118,7 @@ def build(
     manifest = {
         "source": source,
         "options": asdict(options),
-        "events_read": len(events.item) + sum(drop.events for drop in dropped),
+        "events_read": n_events + sum(drop.events for drop in dropped),
         "steps": ledger.steps,
         "dropped": [asdict(drop) for drop in ledger.dropped],
         "n_items": len(item_id),
@@ -213,42 +134,31 @@ def build(
     return PreparedData(*logs, manifest=manifest)
 
 
-def repeated_content(events: EventColumns) -> int:
+def repeated_content(events: EventSource) -> int:
     """How many sessions repeat the content of another one before them."""
-    content = _in_order(events).content(events.ordered)
+    content = in_order(Events.joined(list(events.parts()))).content(events.ordered)
     return len(content) - len(np.unique(content))
 
 
-def _in_order(events: EventColumns) -> _Sessions:
-    by_time = np.lexsort((events.time, events.session))
-    code = events.session[by_time]
-    first = np.flatnonzero(np.r_[True, code[1:] != code[:-1]])
-    start = events.time[by_time[first]]
-    order = np.argsort(start, kind="stable")
-    length = np.diff(np.r_[first, len(code)])[order]
-    offset = np.zeros(len(order) + 1, dtype=np.int64)
-    np.cumsum(length, out=offset[1:])
-    rows = by_time[np.arange(len(code)) + np.repeat(first[order] - offset[:-1], length)]
-    return _Sessions(events.item[rows], events.kind[rows], events.time[rows], offset, code[first[order]])
+def _cut(
+    events: EventSource, surveyed: Survey, options: PrepareOptions, ledger: _Ledger, memory: float | None
+) -> Sessions:
+    """What the cuts of whole sessions leave, in order."""
+    cuts = session_cuts(surveyed, options)
+    if memory is not None:
+        left = surveyed.length[cuts[-1].stays] if cuts else surveyed.length
+        check_room(memory, int(left.sum(dtype=np.int64)), len(left), ledger.source)
+    kept, counts = survivors(events, surveyed, cuts)
+    ledger.note("read", counts[0])
+    for cut, before, after in zip(cuts, counts, counts[1:], strict=False):
+        ledger.record(cut.step, cut.reason, before, after)
+    return in_order(kept)
 
 
-def _filtered(sessions: _Sessions, options: PrepareOptions, ledger: _Ledger) -> _Sessions:
-    if options.latest_days is not None:
-        earliest = int(sessions.time.max()) - round(options.latest_days * DAY)
-        within = f"within the {options.latest_days:g} days before the newest event"
-        sessions = ledger.keep(
-            f"sessions that start {within}",
-            f"sessions that do not start {within}",
-            sessions,
-            sessions.events_of(sessions.start >= earliest),
-        )
-    if options.buyers_only:
-        buys = sessions.per_session(sessions.kind == PURCHASE) > 0
-        sessions = ledger.keep(
-            "sessions with a purchase", "sessions without a purchase", sessions, sessions.events_of(buys)
-        )
+def _filtered(sessions: Sessions, options: PrepareOptions, ledger: _Ledger) -> Sessions:
+    sessions = _without_repeats(sessions, options, ledger)
     sessions = _long_enough(sessions, options, ledger, "")
-    support = np.bincount(sessions.item)
+    support = sessions.per_item()
     least = options.min_item_support
     sessions = ledger.keep(
         f"items of at least {least} events",
@@ -256,10 +166,69 @@ def _filtered(sessions: _Sessions, options: PrepareOptions, ledger: _Ledger) -> 
         sessions,
         (support >= least)[sessions.item],
     )
-    return _long_enough(sessions, options, ledger, ", after the item filter")
+    sessions = _long_enough(sessions, options, ledger, _AFTER_ITEMS)
+    if options.buyers_only and options.buyers_cut == "after":
+        sessions = _buyers(sessions, ledger)
+    return sessions
 
 
-def _long_enough(sessions: _Sessions, options: PrepareOptions, ledger: _Ledger, when: str) -> _Sessions:
+def _buyers(sessions: Sessions, ledger: _Ledger) -> Sessions:
+    buys = sessions.per_session(sessions.kind == PURCHASE) > 0
+    return ledger.keep(
+        f"sessions with a purchase{_AFTER_ITEMS}",
+        f"sessions without a purchase{_AFTER_ITEMS}",
+        sessions,
+        sessions.events_of(buys),
+    )
+
+
+def _without_repeats(sessions: Sessions, options: PrepareOptions, ledger: _Ledger) -> Sessions:
+    if options.repeats == "drop":
+        sessions = ledger.keep(
+            "events without exact repeats", "exact repeats of an event", sessions, _not_repeated(sessions)
+        )
+    if options.basket_repeats == "drop":
+        sessions = ledger.keep(
+            "each item bought once in a session",
+            "purchases of an item that the session has bought already",
+            sessions,
+            _not_bought_before(sessions),
+        )
+    return sessions
+
+
+def _not_repeated(sessions: Sessions) -> np.ndarray:
+    """[E] bool: no event above is the same in session, item, time and kind."""
+    tie = sessions.time[1:] == sessions.time[:-1]
+    tie[sessions.offset[1:-1] - 1] = False
+    # Only events that tie with a neighbour can repeat another, and these are few.
+    tied = np.flatnonzero(np.r_[False, tie] | np.r_[tie, False])
+    moment = np.cumsum(np.r_[True, ~tie])[tied]
+    keep = np.ones(len(sessions.item), dtype=bool)
+    keep[tied] = _first(sessions.kind[tied], sessions.item[tied], moment)
+    return keep
+
+
+def _not_bought_before(sessions: Sessions) -> np.ndarray:
+    """[E] bool: a click, or a session's first purchase of its item."""
+    bought = np.flatnonzero(sessions.kind == PURCHASE)
+    session = np.searchsorted(sessions.offset, bought, side="right")
+    keep = np.ones(len(sessions.item), dtype=bool)
+    keep[bought] = _first(sessions.item[bought], session)
+    return keep
+
+
+def _first(*keys: np.ndarray) -> np.ndarray:
+    """[E] bool: no row above has the same keys."""
+    order = np.lexsort(keys)
+    differs = np.ones(len(order), dtype=bool)
+    differs[1:] = np.logical_or.reduce([key[order[1:]] != key[order[:-1]] for key in keys])
+    first = np.empty(len(order), dtype=bool)
+    first[order] = differs
+    return first
+
+
+def _long_enough(sessions: Sessions, options: PrepareOptions, ledger: _Ledger, when: str) -> Sessions:
     least = options.min_session_length
     return ledger.keep(
         f"sessions of at least {least} events{when}",
@@ -269,19 +238,20 @@ def _long_enough(sessions: _Sessions, options: PrepareOptions, ledger: _Ledger, 
     )
 
 
-def _splits(sessions: _Sessions, options: PrepareOptions, ordered: bool, ledger: _Ledger) -> list[_Sessions]:
+def _splits(sessions: Sessions, options: PrepareOptions, ordered: bool, ledger: _Ledger) -> list[Sessions]:
     """Train, valid and test, any of which may be empty."""
     if options.random_split is not None:
         groups = sessions.content(ordered) if options.split_by == "content" else np.arange(sessions.n)
         split = _drawn(groups, options.random_split, np.random.default_rng((options.seed, 0)))
     else:
         split = np.zeros(sessions.n, dtype=np.int8)
-        split[sessions.end >= sessions.end.max() - round(options.test_days * DAY)] = SPLITS.index("test")
+        moment = sessions.start if options.split_at == "start" else sessions.end
+        split[moment >= moment.max() - round(options.test_days * DAY)] = SPLITS.index("test")
         rest = split == SPLITS.index("train")
         if rest.any():
-            newest = sessions.end[rest].max()
-            split[rest & (sessions.end >= newest - round(options.valid_days * DAY))] = SPLITS.index("valid")
-    ledger.note("train+valid", sessions.only(sessions.events_of(split != SPLITS.index("test"))))
+            newest = moment[rest].max()
+            split[rest & (moment >= newest - round(options.valid_days * DAY))] = SPLITS.index("valid")
+    ledger.note("train+valid", sessions.only(sessions.events_of(split != SPLITS.index("test"))).counts())
     return [sessions.only(sessions.events_of(split == number)) for number in range(len(SPLITS))]
 
 
@@ -296,8 +266,8 @@ def _drawn(groups: np.ndarray, shares: tuple[float, float, float], rng: np.rando
 
 
 def _numbered(
-    parts: list[_Sessions], events: EventColumns, options: PrepareOptions, ledger: _Ledger
-) -> tuple[list[_Sessions], int, np.ndarray]:
+    parts: list[Sessions], events: EventSource, options: PrepareOptions, ledger: _Ledger
+) -> tuple[list[Sessions], int, np.ndarray]:
     """Training items first, each part of the vocabulary sorted by original id; then the rule for unseen items."""
     train, *others = parts
     occurs = np.zeros(len(events.item_id), dtype=bool)
@@ -318,12 +288,12 @@ def _numbered(
     number = np.full(len(occurs), -1, dtype=np.int32)
     number[known] = np.arange(len(known), dtype=np.int32)
     renumbered = [
-        _Sessions(number[part.item], part.kind, part.time, part.offset, part.number) for part in (train, *others)
+        Sessions(number[part.item], part.kind, part.time, part.offset, part.number) for part in (train, *others)
     ]
     return renumbered, len(vocabulary[0]), events.item_id[known]
 
 
-def _drop(ledger: _Ledger, reason: str, before: list[_Sessions], after: list[_Sessions]) -> None:
+def _drop(ledger: _Ledger, reason: str, before: list[Sessions], after: list[Sessions]) -> None:
     pairs = list(zip(before, after, strict=True))
     ledger.drop(reason, sum(len(b.item) - len(a.item) for b, a in pairs), sum(b.n - a.n for b, a in pairs))
 
@@ -333,7 +303,7 @@ def _sorted_by_id(codes: np.ndarray, item_id: np.ndarray) -> np.ndarray:
 
 
 def _log(
-    part: _Sessions, events: EventColumns, item_id: np.ndarray, n_train_items: int, notes: Sequence[str]
+    part: Sessions, events: EventSource, item_id: np.ndarray, n_train_items: int, notes: Sequence[str]
 ) -> SessionLog:
     return SessionLog(
         item=part.item,
@@ -348,29 +318,32 @@ def _log(
     )
 
 
-def _overlap(parts: list[_Sessions], ordered: bool) -> dict[str, Any]:
+def _overlap(parts: list[Sessions], ordered: bool) -> dict[str, Any]:
     train, *others = [part.content(ordered) for part in parts]
     overlap: dict[str, Any] = {
         "content": "the same items and kinds" + (" in the same order" if ordered else ", in any order")
     }
+    train = np.sort(train)
     for name, content in zip(SPLITS[1:], others, strict=True):
-        shared = int(np.count_nonzero(np.isin(content, train)))
+        nearest = train[np.minimum(np.searchsorted(train, content), len(train) - 1)]
+        shared = int(np.count_nonzero(nearest == content))
         overlap[name] = {"sessions_also_in_train": shared, "share": round(shared / len(content), 6)}
     return overlap
 
 
 def _describe_split(options: PrepareOptions) -> str:
     if options.random_split is None:
+        place, newest = ("first", "newest session start") if options.split_at == "start" else ("last", "newest event")
         return (
-            f"by time: test is the sessions whose last event is within {options.test_days:g} days before the newest "
-            f"event, valid the same with {options.valid_days:g} days in what remains"
+            f"by time: test is the sessions whose {place} event is within {options.test_days:g} days before the "
+            f"{newest}, valid the same with {options.valid_days:g} days in what remains"
         )
     shares = " / ".join(f"{share:g}" for share in options.random_split)
     unit = "sessions" if options.split_by == "session" else "groups of sessions with identical content"
     return f"random {unit}, {shares} of the sessions, seed {options.seed}"
 
 
-def _empty_split(name: str, sessions: _Sessions, options: PrepareOptions, source: str) -> str:
+def _empty_split(name: str, sessions: Sessions, options: PrepareOptions, source: str) -> str:
     if options.random_split is not None:
         remedy = "too few sessions for these shares; change --random-split or loosen the filters"
     else:
@@ -380,11 +353,3 @@ def _empty_split(name: str, sessions: _Sessions, options: PrepareOptions, source
             f"{options.valid_days:g} leave it nothing; shorten these or loosen the filters (--unseen keep)"
         )
     return f"{source}: the {name} split is empty ({sessions.n} sessions before the split): {remedy}"
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """splitmix64's finalizer (Steele et al. 2014): every input bit reaches every output bit."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

@@ -8,9 +8,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -48,13 +49,14 @@ class Rows:
     file: Path
     header_lines: int | None
     """0 or 1 for CSV, None for Parquet."""
+    start: int = 0
+    """Bytes of the CSV file before the line that these rows begin with."""
 
     def where(self, row: int) -> str:
         """``file:line`` of a row (0-based) of a CSV file, ``file: row N`` (1-based) of a Parquet file."""
         if self.header_lines is None:
             return f"{self.file}: row {row + 1}"
-        filled = (number for number, line in _lines(self.file) if line)
-        return f"{self.file}:{next(islice(filled, row + self.header_lines, None))}"
+        return f"{self.file}:{_line_number(self.file, row + self.header_lines, self.start)}"
 
     def line_numbers(self) -> np.ndarray:
         """[E] int64 line of each row of a CSV file, from 1."""
@@ -130,35 +132,51 @@ def read_csv(
     """
     file = check_file(file)
     columns = list(names) or header(file, sep, quoted)
-    options = {
-        "read_options": pyarrow.csv.ReadOptions(
-            column_names=columns, skip_rows=0 if names else _header_line(file), block_size=_BLOCK_BYTES
-        ),
-        "parse_options": pyarrow.csv.ParseOptions(delimiter=sep, quote_char='"' if quoted else False),
-        "convert_options": pyarrow.csv.ConvertOptions(
-            column_types=types, include_columns=list(types), null_values=[""], strings_can_be_null=False
-        ),
-    }
     try:
         # An open file, not its name: by name Arrow would guess a compression.
         with pa.OSFile(str(file)) as source:
-            table = pyarrow.csv.read_csv(source, **options)
+            table = parse_csv(source, types, columns, sep, quoted, skip_rows=0 if names else _header_line(file))
     except pa.ArrowInvalid as error:
         if str(error).startswith(("Empty CSV file", "Could not skip initial")):
             raise InputError(f"{file}: has no rows of data, expected events; check the file") from None
-        raise _explain(file, types, columns, sep, bool(names), quoted, str(error)) from None
+        raise explain_failure(file, types, columns, str(error), sep, quoted, headerless=bool(names)) from None
     rows = Rows(table, file, 0 if names else 1)
     if quoted:
         _refuse_spanning_quotes(rows, sep)
     if table.num_rows == 0:
         raise InputError(f"{file}: has no rows of data, expected events; check the file")
+    refuse_nulls(rows, types)
+    return rows
+
+
+def parse_csv(
+    source: pa.NativeFile,
+    types: dict[str, pa.DataType],
+    columns: Sequence[str],
+    sep: str = ",",
+    quoted: bool = True,
+    skip_rows: int = 0,
+    block_bytes: int = _BLOCK_BYTES,
+) -> pa.Table:
+    """The columns in `types`, as Arrow reads them; raises its errors, which do not name the line."""
+    return pyarrow.csv.read_csv(
+        source,
+        read_options=pyarrow.csv.ReadOptions(column_names=columns, skip_rows=skip_rows, block_size=block_bytes),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=sep, quote_char='"' if quoted else False),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=types, include_columns=list(types), null_values=[""], strings_can_be_null=False
+        ),
+    )
+
+
+def refuse_nulls(rows: Rows, types: dict[str, pa.DataType]) -> None:
+    """Raises `InputError` with ``file:line`` for an empty value of a column that is not text."""
     for name, kind in types.items():
-        if table[name].null_count:
-            row = pc.index(table[name].is_null(), True).as_py()
+        if rows.table[name].null_count:
+            row = pc.index(rows.table[name].is_null(), True).as_py()
             raise InputError(
                 f"{rows.where(row)}: {name} is empty, expected {_EXPECTED[kind]}; correct or remove the line"
             )
-    return rows
 
 
 def read_parquet(file: Path, columns: Sequence[str]) -> Rows:
@@ -242,11 +260,33 @@ def _dictionary(values: pa.ChunkedArray) -> pa.DictionaryArray:
     return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and lines without their end. Bytes that are not UTF-8 come through as surrogates."""
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline=None) as stream:
-        for number, line in enumerate(stream, start=1):
+def _lines(file: Path, start: int = 0) -> Iterator[tuple[int, str]]:
+    """Line numbers and lines without their end, from the one that begins after `start` bytes.
+
+    Bytes that are not UTF-8 come through as surrogates.
+    """
+    with file.open("rb") as stream:
+        before = _count_lines(stream, start)
+        encoding = "utf-8" if start else "utf-8-sig"
+        text = TextIOWrapper(stream, encoding=encoding, errors="surrogateescape", newline=None)
+        for number, line in enumerate(text, start=before + 1):
             yield number, line.rstrip("\n")
+
+
+def _count_lines(stream: BinaryIO, n_bytes: int) -> int:
+    """How many lines end in the next `n_bytes`, after which the stream then stands; ends are \\n, \\r\\n and \\r."""
+    ends, last = 0, b""
+    while block := stream.read(min(n_bytes, _BLOCK_BYTES)):
+        n_bytes -= len(block)
+        ends += block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n") - (last + block[:1] == b"\r\n")
+        last = block[-1:]
+    return ends
+
+
+def _line_number(file: Path, row: int, start: int) -> int:
+    """The line of a row, of which empty lines are none."""
+    filled = (number for number, line in _lines(file, start) if line)
+    return next(islice(filled, row, None))
 
 
 def _header_line(file: Path) -> int:
@@ -292,17 +332,18 @@ def _is_open(line: str, sep: str) -> bool:
     return False
 
 
-def _explain(
+def explain_failure(
     file: Path,
     types: dict[str, pa.DataType],
     columns: Sequence[str],
-    sep: str,
-    headerless: bool,
-    quoted: bool,
     reason: str,
+    sep: str = ",",
+    quoted: bool = True,
+    headerless: bool = True,
+    start: int = 0,
 ) -> InputError:
-    """The error for the first line that the fast parser cannot have read."""
-    filled = ((number, line) for number, line in _lines(file) if line)
+    """The error for the first line, after the first `start` bytes, that Arrow cannot have read."""
+    filled = ((number, line) for number, line in _lines(file, start) if line)
     if not headerless:
         next(filled, None)
     while block := list(islice(filled, _RESCAN_LINES)):
