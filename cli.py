@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -19,7 +19,9 @@ from .envs.sources.options import (
     SHOP_OPTIONS,
     TABLE_OPTIONS,
     PrepareOptions,
+    Rees46Format,
     TableFormat,
+    TaobaoFormat,
 )
 from .errors import InputError
 from .evaluate.models import DEFAULT_MODELS
@@ -102,6 +104,8 @@ class RecSys15:
     out: Path
     """Folder to write."""
     options: PrepareOptions = RECSYS15_OPTIONS
+    memory: float | None = None
+    """The most memory to take, in GB (1 is enough for the full files): they are then read twice, in parts."""
     overwrite: bool = False
     """Replace the folder if it exists."""
 
@@ -132,11 +136,37 @@ class ChoiceSets:
 
 
 @dataclass(frozen=True)
+class Taobao:
+    """The original UserBehavior file of Taobao (Tianchi), users cut into sessions where they pause."""
+
+    format: TaobaoFormat
+    out: Path
+    """Folder to write."""
+    options: PrepareOptions = TABLE_OPTIONS
+    overwrite: bool = False
+    """Replace the folder if it exists."""
+
+
+@dataclass(frozen=True)
+class Rees46:
+    """The monthly files of REES46's multi category store, or of its sibling shops, as one log."""
+
+    format: Rees46Format
+    out: Path
+    """Folder to write."""
+    options: PrepareOptions = TABLE_OPTIONS
+    overwrite: bool = False
+    """Replace the folder if it exists."""
+
+
+@dataclass(frozen=True)
 class Prepare:
     """Turn raw logs into a folder with train/, valid/, test/ and manifest.json."""
 
     source: (
         Annotated[RecSys15, subcommand("recsys15")]
+        | Annotated[Taobao, subcommand("taobao")]
+        | Annotated[Rees46, subcommand("rees46")]
         | Annotated[Table, subcommand("table")]
         | Annotated[ChoiceSets, subcommand("choice-sets")]
     )
@@ -158,6 +188,67 @@ class MakeShop:
 
 
 @dataclass(frozen=True)
+class TransitionOptions:
+    """How sessions become transitions."""
+
+    window: int = 20
+    """Items in an observation: the last ones of the session, padded on the left."""
+    rewards: tuple[float, float] = (1.0, 5.0)
+    """Reward of a click and of a purchase."""
+    density: float = 1.0
+    """Share of the purchases that stay."""
+    drop: Literal["event", "reward", "click"] = "event"
+    """What happens to the others: the event is deleted, its reward is 0, or it becomes a click."""
+    density_seed: int = 0
+    """Which purchases stay."""
+    cold_start: int | None = None
+    """The state stops growing after so many events."""
+    kinds: bool = False
+    """Add the kinds of the items in an observation."""
+
+
+@dataclass(frozen=True)
+class ExportParquet:
+    """Logged transitions as one Parquet file, the items beside it in FILE.items.parquet."""
+
+    data: Path
+    """Folder that `prepare` or `shop` wrote."""
+    out: Path
+    """Parquet file to write."""
+    split: Literal["train", "valid", "test"] = "train"
+    """The part of the data to export."""
+    options: TransitionOptions = TransitionOptions()
+    compact: bool = False
+    """The newest item in place of windows, which are rebuilt from the rows."""
+    overwrite: bool = False
+    """Replace the files if they exist."""
+
+
+@dataclass(frozen=True)
+class ExportMinari:
+    """A sample of sessions as a Minari dataset, where MINARI_DATASETS_PATH says."""
+
+    data: Path
+    """Folder that `prepare` or `shop` wrote."""
+    dataset_id: str
+    """Name of the dataset, such as shop/replay-v0."""
+    split: Literal["train", "valid", "test"] = "train"
+    """The part of the data to export."""
+    sessions: int = 1000
+    """Sessions to draw; all, where there are fewer."""
+    seed: int = 0
+    """Which sessions are drawn."""
+    options: TransitionOptions = TransitionOptions()
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write logged transitions for other tools."""
+
+    target: Annotated[ExportParquet, subcommand("parquet")] | Annotated[ExportMinari, subcommand("minari")]
+
+
+@dataclass(frozen=True)
 class Info:
     """Say what a folder is and what is in it."""
 
@@ -171,6 +262,7 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Prepare, subcommand("prepare")]
     | Annotated[MakeShop, subcommand("shop")]
+    | Annotated[Export, subcommand("export")]
     | Annotated[Info, subcommand("info")]
 )
 
@@ -216,6 +308,8 @@ def _run(command: Any) -> None:
         case MakeShop():
             _make_shop(command)
             _info(command.out)
+        case Export():
+            _export(command.target)
         case Info():
             _info(command.folder)
 
@@ -300,16 +394,22 @@ def _evaluate(command: Evaluate) -> None:
     print(f"written to {command.run}: table.csv, events.parquet")
 
 
-def _prepare(source: RecSys15 | Table | ChoiceSets) -> None:
+def _prepare(source: RecSys15 | Taobao | Rees46 | Table | ChoiceSets) -> None:
     from .envs.folders import check_new_folder
     from .envs.sources.choice_sets import prepare_choice_sets
     from .envs.sources.recsys15 import prepare_recsys15
+    from .envs.sources.rees46 import prepare_rees46
     from .envs.sources.table import prepare_table
+    from .envs.sources.taobao import prepare_taobao
 
     check_new_folder(source.out, source.overwrite)
     match source:
         case RecSys15():
-            data = prepare_recsys15(source.clicks, source.buys, source.options, _say)
+            data = prepare_recsys15(source.clicks, source.buys, source.options, _say, memory=source.memory)
+        case Taobao():
+            data = prepare_taobao(source.format, source.options, _say)
+        case Rees46():
+            data = prepare_rees46(source.format, source.options, _say)
         case Table():
             data = prepare_table(source.format, source.options, _say)
         case ChoiceSets():
@@ -325,6 +425,35 @@ def _make_shop(command: MakeShop) -> None:
     check_new_folder(command.out, command.overwrite)
     data = prepare_shop(command.sessions, command.items, command.options, _say)
     data.save(command.out, command.overwrite)
+
+
+def _export(target: ExportParquet | ExportMinari) -> None:
+    import warnings
+
+    from .envs.export import export_minari, export_parquet, items_file
+    from .progress import ProgressDisplay
+
+    data = _open_data(target.data)
+    log, options = getattr(data, target.split), asdict(target.options)
+    with ProgressDisplay() as display, warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: display.line(f"warning: {message}")
+
+        def progress(done: int, total: int, text: str) -> None:
+            display.update(f"export {target.split}", done, total, text)
+
+        match target:
+            case ExportParquet():
+                flags: dict[str, Any] = {"compact": target.compact, "overwrite": target.overwrite}
+                made = export_parquet(log, target.out, progress=progress, **flags, **options)
+                place = f"{target.out}, items: {items_file(target.out)}"
+            case ExportMinari():
+                sample: dict[str, Any] = {"n_sessions": target.sessions, "seed": target.seed}
+                made = export_minari(log, target.dataset_id, progress=progress, **sample, **options)
+                place = target.dataset_id
+    print(f"written to {place}")
+    print(f"{made.transitions:,} transitions of {made.sessions:,} sessions; the log has {log.n_sessions:,} sessions")
+    for note in data.notes:
+        print(f"note: {note}")
 
 
 def _info(folder: Path) -> None:

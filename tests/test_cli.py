@@ -102,6 +102,9 @@ def test_help_of_a_real_process_names_every_command_and_loads_nothing_heavy():
         ("train", "--data --out --seed --device"),
         ("evaluate", "--data --ks --ties --device"),
         ("prepare recsys15", "--clicks --buys --out --min-item-support --latest-days --random-split --split-by --seed"),
+        ("prepare recsys15", "--repeats --basket-repeats --buyers-cut --latest-month --split-at"),
+        ("prepare taobao", "--file --item-level --gap --click --purchase --outside --out --split-at --seed"),
+        ("prepare rees46", "--files --item-level --click --purchase --out --repeats --seed"),
         ("prepare table", "--events --user --gap --session --item --time --time-unit --kind --click --purchase --sep"),
         ("prepare choice-sets", "--file --out --seed"),
         ("shop", "--sessions --items --seed --out"),
@@ -144,6 +147,46 @@ def test_recorded_events_with_named_columns_become_a_prepared_folder(command, tm
     assert data.manifest["source"]["format"]["click"] == ["fav", "cart"]
 
 
+def test_the_original_taobao_file_becomes_a_prepared_folder(command, tmp_path):
+    rows = [(u, i, "pv" if i else "buy", day * 86_400 + i) for day in (0, 3, 6) for u in range(4) for i in range(3)]
+    text = "".join(f"{u},{i},{i + 50},{behavior},{1511539200 + time}\n" for u, i, behavior, time in rows)
+    (tmp_path / "UserBehavior.csv").write_text(text + "1,1,51,pv,1\n")
+    given = "--file", tmp_path / "UserBehavior.csv", "--item-level", "category", "--split-at", "start"
+    status, out, err = command("prepare", "taobao", *given, "--min-item-support", 1, "--out", tmp_path / "out")
+    assert status == 0 and "prepared from taobao" in out and "whose first event is within 1 days" in out
+    assert "read 37 events from" in err and "dropped 1 events: events outside 25 November to 3 December 2017" in err
+    data = PreparedData.open(tmp_path / "out")
+    assert data.train.item_id.tolist() == [50, 51, 52] and data.train.n_purchases == 4
+    assert data.train.user is not None and data.train.user.tolist() == [0, 1, 2, 3]
+    assert data.manifest["options"]["split_at"] == "start"
+
+
+def test_several_rees46_files_become_one_prepared_folder(command, tmp_path):
+    header = "event_time,event_type,product_id,category_id,category_code,brand,price,user_id,user_session\n"
+    for month in (10, 11):
+        row = f"2019-{month}-0{{}} 00:00:00 UTC,{{}},7,9,,,1.5,{month},{month}-{{}}\n".format
+        visits = [row(day, kind, day) for day in (1, 3, 3, 5) for kind in ("view", "view", "purchase")]
+        (tmp_path / f"2019-{month}.csv").write_text(header + "".join(visits))
+    given = "--files", tmp_path / "2019-10.csv", tmp_path / "2019-11.csv", "--repeats", "drop"
+    status, out, err = command("prepare", "rees46", *given, "--out", tmp_path / "out")
+    assert status == 0 and "prepared from rees46" in out and "exact repeats of an event" in out
+    assert err.count("read 12 events from") == 2
+    data = PreparedData.open(tmp_path / "out")
+    assert data.test.session_id.tolist() == ["11-5"] and data.train.session_id.tolist() == [
+        "10-1",
+        "10-3",
+        "10-5",
+        "11-1",
+    ]
+
+
+def test_choices_that_the_paper_leaves_open_reach_the_manifest(command, files, tmp_path):
+    status, out, _ = command(*files(), "--latest-month", "--repeats", "drop", "--basket-repeats", "drop")
+    assert status == 0 and "sessions that start in 2014-04, the month of the newest event" in out
+    options = PreparedData.open(tmp_path / "out").manifest["options"]
+    assert (options["latest_month"], options["repeats"], options["basket_repeats"]) == (True, "drop", "drop")
+
+
 def test_choice_sets_come_with_their_caveats(command, tmp_path):
     file = tmp_path / "sets.txt"
     file.write_text("".join(f"{n % 7} {n % 5 + 7} {n % 3 + 12};{n % 7}\n" for n in range(60)))
@@ -183,6 +226,17 @@ def test_info_of_a_foreign_folder_is_an_error(refused, tmp_path):
 )
 def test_a_damaged_file_is_named_with_its_line_and_nothing_is_written(refused, files, clicks, buys, message):
     assert message in refused(*files(clicks, buys))
+
+
+def test_bad_input_of_the_other_sources_is_named_and_nothing_is_written(refused, tmp_path):
+    (tmp_path / "UserBehavior.csv").write_text("1,2,3,pv,1511544070\n1,2,3,pv\n")
+    taobao = "prepare", "taobao", "--file", tmp_path / "UserBehavior.csv", "--out", tmp_path / "out"
+    assert "UserBehavior.csv:2: expected 5 fields" in refused(*taobao)
+    assert "--click: expected some of pv,fav,cart,buy, found 'view'" in refused(*taobao, "--click", "view")
+    assert "--buyers-cut after" in refused(*taobao, "--buyers-cut", "after")
+    rees46 = "prepare", "rees46", "--out", tmp_path / "out", "--files"
+    assert "expected at least one file" in refused(*rees46)
+    assert "2019-Oct.csv: no such file" in refused(*rees46, tmp_path / "2019-Oct.csv")
 
 
 def test_a_missing_file_is_named(refused, files, tmp_path):
