@@ -1,6 +1,8 @@
 """`check_vector_env` passes Gymnasium's and our vector environments and names exactly what a broken one breaks."""
 
+import re
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +18,7 @@ from sessiongym.errors import InputError
 
 N = 5
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode
+PAGE = (Path(__file__).parents[1] / "docs" / "conformance.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,7 @@ def test_sync_vector_env_passes_whole(log, options, limit):
     def make(num_envs, mode):
         return SyncVectorEnv([partial(single, lane, num_envs) for lane in range(num_envs)], autoreset_mode=mode)
 
-    report = check_vector_env(single, make, n_steps=40)
+    report = check_vector_env(single, make, n_steps=25)
     assert not report.failed, str(report)
     assert verdicts(report, "not supported") == everywhere("spec") and not verdicts(report, "not judged"), str(report)
 
@@ -103,7 +106,7 @@ def test_the_native_replay_environment_passes_whole(log, options, limit):
             **options,
         )
 
-    report = check_vector_env(partial(replay_lane, log, options, limit), make, n_steps=40, seed=7)
+    report = check_vector_env(partial(replay_lane, log, options, limit), make, n_steps=25, seed=7)
     assert not report.failed, str(report)
     assert not verdicts(report, "not supported") | verdicts(report, "not judged"), str(report)
 
@@ -114,7 +117,7 @@ def test_sessions_handed_out_in_another_order_are_another_environment(log):
     def make(num_envs, mode):
         return ReplayVectorEnv(log, num_envs, assignment="queue", autoreset_mode=mode)
 
-    report = check_vector_env(partial(replay_lane, log, {}, None), make, n_steps=40)
+    report = check_vector_env(partial(replay_lane, log, {}, None), make, n_steps=25)
     assert {name for name, _ in failures(report)} == {"equal_to_single"}, str(report)
 
 
@@ -453,3 +456,18 @@ def test_the_report_has_one_aligned_line_a_finding():
 def test_arguments_that_mean_nothing_are_refused(make_single, options, expected):
     with pytest.raises(InputError, match=expected):
         check_vector_env(make_single, lambda n, mode: SyncVectorEnv([Walk] * n, autoreset_mode=mode), **options)
+
+
+def test_the_page_shows_what_its_code_prints(capsys):
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    (version,) = re.findall(r"^With Gymnasium (\S+) this prints$", PAGE, flags=re.MULTILINE)
+    if gym.__version__ != version:
+        pytest.skip(f"the page shows the report with Gymnasium {version}, here is {gym.__version__}")
+    exec(code, {})
+    assert f"```text\n{capsys.readouterr().out}```" in PAGE
+
+
+def test_the_page_and_the_docstring_list_every_property_in_the_order_of_the_report():
+    properties = list(dict.fromkeys(finding.property for finding in check_walk(SyncVectorEnv).findings))
+    assert re.findall(r"^\| `(\w+)`", PAGE, flags=re.MULTILINE) == properties
+    assert re.findall(r"^ *- (\w+)\b", check_vector_env.__doc__ or "", flags=re.MULTILINE) == properties

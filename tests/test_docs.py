@@ -4,14 +4,17 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from sessiongym import cli
+from sessiongym.envs import ReplayOptions
 from sessiongym.evaluate.models import parse_models
 
 DOCS = Path(__file__).parents[1] / "docs"
 SPARSITY = (DOCS / "sparsity-and-cold-start.md").read_text(encoding="utf-8")
+ENVIRONMENT = (DOCS / "environment.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +64,17 @@ def test_the_commands_of_the_page_are_ones_that_the_command_line_takes(monkeypat
     (command,) = re.findall(r"`sessiongym (compare [^`]*)`", SPARSITY)
     cli.main(command.split())
     assert len(parse_models(taken[0].models)) == 3
+
+
+def test_the_page_of_the_environment_makes_the_environments_and_names_every_option(folder):
+    (block,) = re.findall(r"^```python\n(.*?)^```$", ENVIRONMENT, flags=re.MULTILINE | re.DOTALL)
+    printed = run(block + "print(one.reset(seed=0)[0].shape, many.reset(seed=0)[0].shape)", folder)
+    assert printed == "(20,) (128, 10)\n"
+    named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.*?) \|", ENVIRONMENT, flags=re.MULTILINE))))
+    assert named == {field.name for field in fields(ReplayOptions)} | {"max_episode_steps"}
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (DOCS / page).read_text(encoding="utf-8")):
+        assert (DOCS / target).exists(), target
