@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ..envs.log import SessionLog
 from ..envs.replay import ReplayVectorEnv
 from ..scalars import ScalarLog
 from .a3c import A3CLearner
+from .checkpoint import load_checkpoint, save_checkpoint
 from .config import AgentConfig
 from .probes import probe
 from .recurrent import RecurrentAgent, Validate
-
-CHECKPOINT = "checkpoint.safetensors"
 
 
 def training_env(config: AgentConfig, train: SessionLog, seed: int) -> ReplayVectorEnv:
@@ -61,7 +55,7 @@ def train_agent(
     learner.total_events = n_epochs * n_updates * config.lanes * config.unroll
     agent.policy = learner.policy
 
-    first_epoch, best_score, best_epoch, best, history = _resume(folder, learner)
+    first_epoch, best_score, best_epoch, best, history = load_checkpoint(folder, learner)
     scalars = ScalarLog(folder, history)
     for epoch in range(first_epoch, n_epochs):
         if epoch - best_epoch > config.patience:
@@ -84,31 +78,8 @@ def train_agent(
             best = {k: v.detach().clone() for k, v in learner.policy.state_dict().items()}
         scalars.add(record)
         if folder is not None:
-            _save(folder, learner, best, {"best_score": best_score, "best_epoch": best_epoch}, scalars.history)
+            save_checkpoint(
+                folder, learner, best, {"best_score": best_score, "best_epoch": best_epoch}, scalars.history
+            )
     scalars.close()
     learner.policy.load_state_dict(best)
-
-
-def _save(
-    folder: Path, learner: A3CLearner, best: dict[str, Tensor], marks: dict[str, float], history: list[dict]
-) -> None:
-    """One file, replaced in one step: a run cut off at any moment leaves the last whole checkpoint."""
-    tensors = learner.state_tensors() | {f"best.{k}": v for k, v in best.items()}
-    metadata = {"marks": json.dumps(marks), "history": json.dumps(history)}
-    temporary = folder / f"{CHECKPOINT}.tmp"
-    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, temporary, metadata=metadata)
-    os.replace(temporary, folder / CHECKPOINT)
-
-
-def _resume(folder: Path | None, learner: A3CLearner) -> tuple[int, float, int, dict[str, Tensor], list[dict]]:
-    """First epoch to train, best score, its epoch, its weights, the scalars so far."""
-    file = None if folder is None else folder / CHECKPOINT
-    if file is None or not file.exists():
-        return 0, -float("inf"), 0, {}, []
-    tensors = load_file(file, device=str(learner.device))
-    with safe_open(file, framework="pt") as opened:
-        metadata = opened.metadata()
-    marks, history = json.loads(metadata["marks"]), json.loads(metadata["history"])
-    learner.load_state_tensors(tensors)
-    best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
-    return len(history), marks["best_score"], int(marks["best_epoch"]), best, history

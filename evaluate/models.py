@@ -11,13 +11,14 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..agents.config import PRESETS, AgentConfig
+from ..agents.sb3_config import SB3_PRESETS, SB3Config, check_installed
 from ..baselines.config import SKNN, MostPopularConfig, MostRecentConfig, SessionKNNConfig, SPopConfig
 from ..errors import InputError
 
 if TYPE_CHECKING:
     from .protocol import Recommender
 
-Config = AgentConfig | MostPopularConfig | MostRecentConfig | SPopConfig | SessionKNNConfig
+Config = AgentConfig | SB3Config | MostPopularConfig | MostRecentConfig | SPopConfig | SessionKNNConfig
 
 _CONFIGS: dict[str, dict[str, Config]] = {
     "most-popular": {"practical": MostPopularConfig()},
@@ -25,6 +26,7 @@ _CONFIGS: dict[str, dict[str, Config]] = {
     "s-pop": {"practical": SPopConfig()},
     "session-knn": {"practical": SessionKNNConfig(), "paper": SKNN},
     **{name: {preset: PRESETS[preset][name] for preset in PRESETS} for name in PRESETS["practical"]},
+    **{name: {preset: SB3_PRESETS[preset][name] for preset in SB3_PRESETS} for name in SB3_PRESETS["practical"]},
 }
 
 MODEL_NAMES = tuple(_CONFIGS)
@@ -51,7 +53,7 @@ class ModelSpec:
     @property
     def trained(self) -> bool:
         """Whether seeds matter and training takes a while."""
-        return isinstance(self.config, AgentConfig)
+        return isinstance(self.config, (AgentConfig, SB3Config))
 
     def create(self, seed: int, device: str) -> Recommender:
         """The model, not fitted yet."""
@@ -60,6 +62,10 @@ class ModelSpec:
                 from ..agents.recurrent import RecurrentAgent
 
                 return RecurrentAgent(self.config, seed, device)
+            case SB3Config():
+                from ..agents.sb3_agent import SB3Agent
+
+                return SB3Agent(self.config, seed, device)
             case MostPopularConfig():
                 from ..baselines.popularity import MostPopular
 
@@ -79,7 +85,10 @@ class ModelSpec:
 
 
 def parse_model(text: str) -> ModelSpec:
-    """``NAME[@PRESET][:field=value,...]``. Raises `InputError` for an unknown name, preset, field or value."""
+    """``NAME[@PRESET][:field=value,...]``.
+
+    Raises `InputError` for an unknown name, preset, field or value, and for a model whose package is not installed.
+    """
     head, _, overrides = text.partition(":")
     name, _, preset = head.partition("@")
     if name not in _CONFIGS:
@@ -98,6 +107,8 @@ def parse_model(text: str) -> ModelSpec:
             known = ", ".join(f.name for f in fields(config)) or "no fields"
             raise InputError(f"model {text!r}: expected field=value, found {part!r}; {name} has {known}")
         changes[field] = _convert(value, hints[field], f"model {text!r}: {field}")
+    if isinstance(config, SB3Config):
+        check_installed(config)
     return ModelSpec(text, replace(config, **changes))
 
 

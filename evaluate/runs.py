@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..envs.folders import SCHEMA, check_new_folder, read_manifest, write_json
 from ..envs.log import PreparedData
@@ -29,12 +29,17 @@ from .models import ModelSpec, parse_model
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..agents.recurrent import RecurrentAgent
+    from ..agents.sb3_agent import SB3Agent
     from .protocol import Recommender
 
 Progress = Callable[[int, int, str], None]
 
 EVENTS = "events.parquet"
 RUN_FORMAT = "sessiongym.run"
+
+_PACKAGES = ("sessiongym", "torch", "numpy", "numba", "gymnasium", "stable-baselines3")
+"""Whose versions a run records."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +115,12 @@ def open_run(folder: Path, data: PreparedData, device: str) -> tuple[dict[str, A
             f"give the folder it was trained on (it was {run['data_path']})"
         )
     spec = parse_model(run["model"])
+    # The configuration of the run, whatever the name means by now.
+    spec = replace(spec, config=type(spec.config)(**run["config"]))
+    model = spec.create(run["seed"], device)
     if not spec.trained:
-        # The configuration of the run, whatever the name means by now.
-        spec = replace(spec, config=type(spec.config)(**run["config"]))
-        return run, spec.create(run["seed"], device).fit(data.train, data.valid)
-    from ..agents.recurrent import RecurrentAgent
-
-    return run, RecurrentAgent.load(folder, device)
+        return run, model.fit(data.train, data.valid)
+    return run, cast("RecurrentAgent | SB3Agent", model).load(folder, device)
 
 
 def rank_into(folder: Path, model: Recommender, data: PreparedData) -> pd.DataFrame:
@@ -167,13 +171,12 @@ def _train_into(
     started = time.time()
     model = spec.create(seed, device)
     if spec.trained:
-        from ..agents.recurrent import RecurrentAgent
         from .events import purchase_recall
 
-        assert isinstance(model, RecurrentAgent)
+        agent = cast("RecurrentAgent | SB3Agent", model)
         validate = partial(purchase_recall, log=data.valid)
-        model.fit(data.train, data.valid, validate=validate, folder=work, progress=progress)
-        model.save(work)
+        agent.fit(data.train, data.valid, validate=validate, folder=work, progress=progress)
+        agent.save(work)
     else:
         model.fit(data.train, data.valid)
     write_json(
@@ -190,7 +193,7 @@ def _train_into(
             "notes": list(data.notes),
             "device": device,
             "seconds": round(time.time() - started, 1),
-            "versions": {name: version(name) for name in ("sessiongym", "torch", "numpy", "numba", "gymnasium")},
+            "versions": {name: version(name) for name in _PACKAGES},
             "python": platform.python_version(),
         },
     )

@@ -3,16 +3,26 @@
 # pyright: reportAttributeAccessIssue=false
 
 from dataclasses import fields, replace
+from importlib.util import find_spec
+from inspect import signature
 from typing import get_args, get_origin, get_type_hints
 
 import pytest
 from sessiongym.agents.config import PRESETS, AgentConfig
+from sessiongym.agents.sb3_agent import algorithm_of
+from sessiongym.agents.sb3_config import SB3_PRESETS
 from sessiongym.errors import InputError
 from sessiongym.evaluate.models import DEFAULT_MODELS, MODEL_NAMES, REFERENCES, parse_model, parse_models
 from sessiongym.evaluate.protocol import Recommender
 from sessiongym.evaluate.runs import Cell
 
 WITH_PAPER = ("session-knn", *PRESETS["paper"])
+SB3_NAMES = tuple(SB3_PRESETS["practical"])
+if find_spec("sb3_contrib") is None:
+    # The extra `contrib` is not installed; test_sb3.py says so where it skips.
+    SB3_NAMES = tuple(name for name in SB3_NAMES if name != "sb3-qrdqn")
+NAMES = tuple(name for name in MODEL_NAMES if name in SB3_NAMES or name not in SB3_PRESETS["practical"])
+PRESET_NAMES = [*(f"{name}@paper" for name in WITH_PAPER), *(f"{name}@default" for name in SB3_NAMES)]
 
 
 def _cell(text, data="d", seed=0):
@@ -28,7 +38,7 @@ def _refused(text):
     return message
 
 
-@pytest.mark.parametrize("text", [*MODEL_NAMES, *(f"{name}@paper" for name in WITH_PAPER), *DEFAULT_MODELS])
+@pytest.mark.parametrize("text", [*NAMES, *PRESET_NAMES, *DEFAULT_MODELS])
 def test_every_name_and_preset_parses_and_builds(text):
     spec = parse_model(text)
     assert spec.label == text
@@ -44,6 +54,28 @@ def test_the_default_models_hold_all_references_and_the_agents():
 @pytest.mark.parametrize("name", list(PRESETS["paper"]))
 def test_a_preset_is_the_configuration_of_that_name(name, preset):
     assert parse_model(f"{name}@{preset}").config == PRESETS[preset][name]
+
+
+@pytest.mark.parametrize("preset", list(SB3_PRESETS))
+@pytest.mark.parametrize("name", SB3_NAMES)
+def test_a_preset_of_stable_baselines3_is_the_configuration_of_that_name(name, preset):
+    assert parse_model(f"{name}@{preset}").config == SB3_PRESETS[preset][name]
+
+
+@pytest.mark.parametrize("name", SB3_NAMES)
+def test_the_default_preset_has_the_hyperparameters_of_stable_baselines3(name):
+    algorithm = algorithm_of(SB3_PRESETS["default"][name])[0]
+    defaults = {p.name: p.default for p in signature(algorithm.__init__).parameters.values()}
+    arguments = SB3_PRESETS["default"][name].algorithm_arguments()
+    if defaults["max_grad_norm"] is None:
+        defaults["max_grad_norm"] = float("inf")
+    assert arguments == {field: defaults[field] for field in arguments}
+
+
+def test_without_contrib_the_model_that_needs_it_names_the_extra(monkeypatch):
+    monkeypatch.setattr("sessiongym.agents.sb3_config.find_spec", lambda name: None)
+    assert "pip install 'sessiongym[contrib]'" in _refused("sb3-qrdqn")
+    assert parse_model("sb3-dqn").trained
 
 
 @pytest.mark.parametrize(
@@ -67,7 +99,7 @@ def test_a_change_reaches_its_field_with_its_type(text, changes):
         assert type(getattr(config, name)) is type(value)
 
 
-@pytest.mark.parametrize("text", MODEL_NAMES)
+@pytest.mark.parametrize("text", NAMES)
 def test_every_field_takes_its_own_value_back(text):
     """So a type of field that the parser does not know cannot slip in."""
     config = parse_model(text).config
@@ -154,6 +186,26 @@ def test_a_value_out_of_range_is_refused_before_anything_is_trained(change):
     assert change.partition("=")[0] in _refused(f"irn-p:{change}")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sb3-ppo:lanes=0",
+        "sb3-ppo:batch_size=1",
+        "sb3-ppo:lanes=1,n_steps=1",
+        "sb3-ppo:gae_lambda=2",
+        "sb3-a2c:ent_coef=-1",
+        "sb3-a2c:max_grad_norm=0",
+        "sb3-dqn:gamma=1.1",
+        "sb3-dqn:total_steps=0",
+        "sb3-dqn:exploration_fraction=0",
+        "sb3-dqn:learning_rate=inf",
+        "sb3-qrdqn:n_quantiles=0",
+    ],
+)
+def test_a_value_out_of_range_is_refused_for_stable_baselines3_as_well(text):
+    assert text.partition("=")[0].rpartition(":")[2] in _refused(text)
+
+
 def test_a_bootstrap_beyond_the_unroll_is_refused():
     assert "n_steps" in _refused("a3c-f:n_steps=9")
     assert parse_model("a3c-f:n_steps=9,unroll=16").config.n_steps == 9
@@ -171,14 +223,14 @@ def test_equal_configurations_share_a_cell_whatever_their_label():
     assert _cell("a3c-p") == _cell("a3c-p@practical") == _cell(f"a3c-p:epochs={config.epochs}")
     assert _cell("a3c-p:policy_weight=one,value_coefficient=0") == _cell("lstm-purchase")
     assert _cell("irn-p@paper:imagination_weight=0") == _cell("a3c-p@paper")
-    for text in MODEL_NAMES:
+    for text in NAMES:
         config = parse_model(text).config
         for field in fields(config):
             assert _cell(text) == _cell(f"{text}:{field.name}={getattr(config, field.name)}"), field.name
 
 
 def test_different_models_data_and_seeds_have_cells_of_their_own():
-    texts = [*MODEL_NAMES, *(f"{name}@paper" for name in WITH_PAPER), "a3c-p:epochs=3", "most-recent:bought=last"]
+    texts = [*NAMES, *PRESET_NAMES, "a3c-p:epochs=3", "most-recent:bought=last"]
     names = [_cell(text) for text in texts]
     names += [_cell("a3c-p", data="e"), _cell("a3c-p", seed=1)]
     assert len(set(names)) == len(names)

@@ -75,6 +75,21 @@ def test_an_interrupted_training_ends_with_the_weights_of_one_left_alone(shop, t
     assert not (tmp_path / "cut.partial").exists()
 
 
+@pytest.mark.parametrize("model", ["sb3-dqn", "sb3-a2c:n_steps=4"])
+def test_an_agent_of_stable_baselines3_is_a_cell_like_any_other(shop, tmp_path, model):
+    model += "" if ":" in model else ":batch_size=32"
+    model += f",{TINY},total_steps=512,evaluation_steps=256"
+    run = tmp_path / "run"
+    main(["train", model, "--seed", "3", "--data", str(shop.path), "--out", str(run)])
+    main(["evaluate", str(run), "--data", str(shop.path)])
+    cell = compute_cell(Cell(parse_model(model), shop.fingerprint(), 3), shop, tmp_path / "cells", "cpu")
+    names = ("model.safetensors", "events.parquet", "scalars.jsonl")
+    assert _content(run, *names) == _content(cell, *names)
+    expected = {"manifest.json", "agent.json", "model.safetensors", "scalars.jsonl", "tensorboard", "events.parquet"}
+    assert {path.name for path in cell.iterdir()} == expected
+    assert "stable-baselines3" in json.loads((cell / "manifest.json").read_text())["versions"]
+
+
 def test_unfinished_work_on_something_else_is_not_mixed_up(shop, tmp_path):
     def stop(done, total, text):
         raise KeyboardInterrupt

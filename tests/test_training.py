@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sessiongym.agents import training
+from sessiongym.agents import checkpoint
 from sessiongym.agents.a3c import A3CLearner
 from sessiongym.agents.config import PRESETS
 from sessiongym.agents.recurrent import RecurrentAgent
@@ -159,7 +159,7 @@ def test_a_finished_training_is_not_trained_again(log, tmp_path):
 def test_a_crash_while_the_checkpoint_is_written_leaves_the_one_before(log, tmp_path, monkeypatch):
     config = small("irn-p")
     expected = _train(config, log)
-    save, n_saved = training.save_file, 0
+    save, n_saved = checkpoint.save_file, 0
 
     def failing(tensors, file, metadata):
         nonlocal n_saved
@@ -170,7 +170,7 @@ def test_a_crash_while_the_checkpoint_is_written_leaves_the_one_before(log, tmp_
         save(tensors, file, metadata=metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_file", failing)
+        patch.setattr(checkpoint, "save_file", failing)
         with pytest.raises(OSError, match="no space"):
             _train(config, log, tmp_path)
     _assert_equal(_train(config, log, tmp_path), expected)
