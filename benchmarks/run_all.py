@@ -13,7 +13,7 @@ from pathlib import Path
 from common import processor
 
 FOLDER = Path(__file__).parent
-BENCHMARKS = ("environment", "training", "evaluation", "session_knn", "shop")
+BENCHMARKS = ("environment", "device", "sb3", "recsys15", "training", "evaluation", "session_knn", "shop")
 
 
 def machine() -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sessiongym import cli
 from sessiongym.baselines.popularity import MostPopular
+from sessiongym.envs.log import PURCHASE
 from sessiongym.evaluate import purchase_recall, rank_events, recall
 from sessiongym.evaluate.models import DEFAULT_MODELS, MODEL_NAMES, parse_model, parse_models
 
@@ -36,16 +37,40 @@ def test_every_bash_block_is_run_here_or_by_ci():
     assert f"'^{INSTALLS}" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-def test_the_agent_learns_and_is_scored_as_printed(tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the README's shop lies."""
+    folder = tmp_path_factory.mktemp("readme")
     (shop,) = [block for block in _blocks("bash") if block.startswith("sessiongym shop ")]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    subprocess.run(["bash", "-ec", shop], cwd=tmp_path, env={**os.environ, "PATH": path}, check=True)
-    (snippet,) = _blocks("python")
-    assert len([line for line in snippet.splitlines() if line.strip()]) <= 20
-    (tmp_path / "agent.py").write_text(snippet, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    result = runpy.run_path("agent.py")
-    printed = capsys.readouterr().out
+    subprocess.run(["bash", "-ec", shop], cwd=folder, env={**os.environ, "PATH": path}, check=True)
+    return folder
+
+
+@pytest.fixture
+def route(folder, monkeypatch, capsys):
+    """Runs one of the README's three agents as printed: what it defines, and what it prints."""
+
+    def run(number):
+        snippets = _blocks("python")
+        assert len(snippets) == 3
+        # Twenty lines is what the README promises a reader who is short of time.
+        assert len([line for line in snippets[number].splitlines() if line.strip()]) <= 20
+        (folder / "agent.py").write_text(snippets[number], encoding="utf-8")
+        monkeypatch.chdir(folder)
+        result = runpy.run_path("agent.py")
+        return result, capsys.readouterr().out
+
+    return run
+
+
+def _recalls(result, name):
+    events = result["events"][name][0]
+    return recall(events["rank_low"], events["rank_high"], 5)[events["kind"] == PURCHASE].mean()
+
+
+def test_the_agent_learns_and_is_scored_as_printed(route):
+    result, printed = route(0)
     assert "mine" in printed and "Lift" in printed and "simulated" in printed
 
     data, mine = result["data"], result["models"]["mine"]
@@ -56,6 +81,20 @@ def test_the_agent_learns_and_is_scored_as_printed(tmp_path, monkeypatch, capsys
         return recall(events["rank_low"], events["rank_high"], 5)[~events["repeat"]].mean()
 
     assert explored(result["events"]["mine"][0]) > explored(rank_events(popular, data.test))
+
+
+def test_the_agent_of_stable_baselines3_learns_and_is_scored_as_printed(route):
+    result, printed = route(1)
+    assert "dqn" in printed and "simulated" in printed
+    popular = MostPopular().fit(result["data"].train)
+    assert _recalls(result, "dqn") > purchase_recall(popular, result["data"].test)
+
+
+def test_the_plain_scoring_function_is_scored_as_printed(route):
+    result, printed = route(2)
+    assert "fading" in printed and "simulated" in printed
+    popular = MostPopular().fit(result["data"].train)
+    assert purchase_recall(result["model"], result["data"].test) > purchase_recall(popular, result["data"].test)
 
 
 @pytest.mark.parametrize("arguments", _commands(), ids=" ".join)
@@ -69,8 +108,8 @@ def test_every_command_is_one_that_the_command_line_takes(arguments, monkeypatch
 
 
 def test_the_models_it_lists_are_those_that_exist():
-    rows = re.findall(r"^\| (`[^|]*`) \|", README, flags=re.MULTILINE)
+    rows = re.findall(r"^\| (`[^-|][^|]*`) \|", README, flags=re.MULTILINE)
     names = [name.split(":")[0] for row in rows for name in re.findall(r"`([^`]+)`", row)]
     assert set(names) == set(MODEL_NAMES)
-    for text in re.findall(r"`((?:irn|a3c|lstm|session)-?[a-z]*[@:][^`]+)`", README):
+    for text in re.findall(r"`((?:irn|a3c|lstm|session|sb3)-?[a-z]*[@:][^`]+)`", README):
         parse_model(text)
