@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
@@ -286,6 +287,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _exit(2, f"{error.filename}: {error.strerror}; choose a place where folders can be written")
     except BrokenExecutor as error:
         _exit(1, str(error))
+    except BrokenPipeError:
+        # Whoever read the output has had enough; without this the interpreter would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -152,8 +152,9 @@ def by_size() -> str:
     lanes, rows = LANES[-1], []
     logs = [zipf_log(round(size / 9.5), N_ITEMS, 0.05, 0) for size in SIZES]
     for order in ("chronological", "shuffled"):
-        for name, options in (("full contract", {}), ("terminal_info=False", {"terminal_info": False})):
-            envs = [ReplayVectorEnv(log, lanes, window=WINDOW, order=order, **options) for log in logs]
+        for name, terminal_info in (("full contract", True), ("terminal_info=False", False)):
+            make = partial(ReplayVectorEnv, num_envs=lanes, window=WINDOW, order=order, terminal_info=terminal_info)
+            envs = [make(log) for log in logs]
             rates = measured({str(size): _stepping(env, TURN) for size, env in zip(SIZES, envs, strict=True)}, CPU)
             steps = [f"{lanes / np.median(rates[str(size)]) * 1e6:.0f}" for size in SIZES]
             rows.append([f"{name}, {order}", *steps, processor()])

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 from common import CPU, N_ITEMS, interleaved, markdown, processor
+from gymnasium import Env
 from sessiongym.envs.log import SessionLog
 from sessiongym.envs.replay import ReplayEnv, ReplayVectorEnv
 from sessiongym.envs.sb3 import SB3VecEnv
@@ -38,7 +39,9 @@ def _stepping(env: ReplayVectorEnv | VecEnv, total: int) -> Callable[[], float]:
 
 def _contenders(log: SessionLog, lanes: int) -> dict[str, Callable[[], float]]:
     native = partial(ReplayVectorEnv, log, num_envs=lanes, window=WINDOW)
-    plain = [partial(ReplayEnv, log, lane=lane, lanes=lanes, window=WINDOW) for lane in range(lanes)]
+    plain: list[Callable[[], Env]] = [
+        partial(ReplayEnv, log, lane=lane, lanes=lanes, window=WINDOW) for lane in range(lanes)
+    ]
     return {
         "DummyVecEnv of ReplayEnv": _stepping(DummyVecEnv(plain), TURN // 10),
         ADAPTER: _stepping(SB3VecEnv(native()), TURN),

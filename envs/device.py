@@ -188,7 +188,7 @@ class DeviceReplayVectorEnv(VectorEnv):
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(values).to(self._index).to(self.device)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """The next session for every lane, or for those in ``options["reset_mask"]`` [B] bool, a tensor or an array."""
         if seed is not None and not isinstance(seed, (int, np.integer)):
             raise InputError(f"reset: expected an int seed or None, found {type(seed).__name__}")
@@ -219,7 +219,7 @@ class DeviceReplayVectorEnv(VectorEnv):
         self._next.masked_fill_(restarted, 0)
         self._next_pass.masked_fill_(restarted, 0)
 
-    def step(self, actions: Tensor):
+    def step(self, actions: Tensor) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Consume the next logged event in every lane, whatever the `actions` [B], a tensor on the device."""
         self._check_begun("step")
         shape = self.action_space.shape
@@ -238,7 +238,7 @@ class DeviceReplayVectorEnv(VectorEnv):
         reward = torch.where(hit, logged["reward"], self._no_reward, out=out("reward"))
         self._step += 1
         self._n_events += 1
-        info = {f"logged_{name}": logged[name] for name in ("action", "kind", "reward")}
+        info: dict[str, Any] = {f"logged_{name}": logged[name] for name in ("action", "kind", "reward")}
         info["final_obs"] = self._observe("final_obs")
         self._take_sessions(logged["done"] | truncated)
         return self._observe("observation"), reward, logged["done"], truncated, {**info, **self._place()}
@@ -411,8 +411,8 @@ def _checked_device(device: torch.device | str) -> torch.device:
 
 
 def capture_step(
-    env: DeviceReplayVectorEnv, policy: Callable[[Tensor], Tensor], seed: int, warmup: int = 3
-) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]]:
+    env: DeviceReplayVectorEnv, policy: Callable[[Any], Tensor], seed: int, warmup: int = 3
+) -> tuple[torch.cuda.CUDAGraph, tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]]:
     """``env.step(policy(observation))`` as one CUDA graph, and the tensors that each replay of it overwrites.
 
     `policy` maps observations [B, W] to actions [B] on the device, and must not ask the host either; draws from a

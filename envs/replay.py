@@ -24,7 +24,8 @@ from .replay_options import NO_KIND, ReplayOptions, reconfigured
 from .replay_source import Assignment, ReplaySource, SessionQueue, SessionStrides, order_seed
 from .rollout import Rollout
 
-Observation = np.ndarray | dict[str, np.ndarray]
+Observation = Any
+"""An array, or with kinds a dict of arrays."""
 
 
 class ReplayEnv(gym.Env):
@@ -66,7 +67,9 @@ class ReplayEnv(gym.Env):
         self.action_space = options.action_space(self.log.n_items)
         self._cursor = self._last = -1
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         """The next session of the lane; `seed` restarts the order."""
         super().reset(seed=seed)
         if seed is not None or self._order_seed is None:
@@ -83,7 +86,7 @@ class ReplayEnv(gym.Env):
         self._last = end - 1
         return self._observation(), self._place()
 
-    def step(self, action: Any):
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Consume the next logged event of the session, whatever the action."""
         if self._cursor >= self._last:
             state = "there is no session yet" if self._cursor < 0 else "the session has ended"
@@ -223,7 +226,9 @@ class ReplayVectorEnv(VectorEnv):
         self._final_rows = np.empty((n_lanes if self._splits_info else 0, options.window), np.int32)
         self._action_shape = self.action_space.shape
 
-    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         """The next session for every lane, or for those in ``options["reset_mask"]`` [B] bool.
 
         A `seed` restarts the order of sessions. An int seeds lane i with seed + i, as `SyncVectorEnv` does; a list has
@@ -248,7 +253,7 @@ class ReplayVectorEnv(VectorEnv):
         self._ring_is_current = False
         return self._observations(), self._reset_info(lanes)
 
-    def step(self, actions: np.ndarray):
+    def step(self, actions: np.ndarray) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Consume the next logged event in every lane, whatever the actions [B] or [B, K]."""
         n_lanes, order = self.num_envs, self._order
         actions = self._checked_actions(actions)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -177,8 +178,8 @@ def test_rollouts_are_the_numpy_ones_wherever_resets_and_steps_left_the_lanes(da
     log, lanes, chosen = random_setup(data)
     chosen |= {"cold_start": None, "limit": None}
     (there, here), (_, walked) = pair(log, lanes, **chosen), pair(log, lanes, **chosen)
-    no_action = np.zeros(walked.action_space.shape, dtype=int)
-    reset = {"seed": 1}
+    no_action = np.zeros_like(walked.action_space.sample())
+    reset: dict[str, Any] = {"seed": 1}
     for round_number in range(3):
         assert_same_reset(there.reset(**reset), here.reset(**reset))
         observation = items_of(walked.reset(**reset)[0])
@@ -472,7 +473,8 @@ def test_calls_that_cannot_be_are_refused(log):
             env.step(actions)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="capture_step: expected an env on a CUDA device"):
         capture_step(env, lambda observation: observation[:, -1], seed=0)
-    for options in ({"cold_start": 2}, {"max_episode_steps": 3}):
+    limits: list[dict[str, Any]] = [{"cold_start": 2}, {"max_episode_steps": 3}]
+    for options in limits:
         limited = DeviceReplayVectorEnv(log, 4, "cpu", **options)
         limited.reset(seed=0)
         with pytest.raises(InputError, match="rollout: cold_start and max_episode_steps"):

@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import gymnasium as gym
@@ -129,7 +130,7 @@ def step_and_reset(env, action) -> list:
     return out
 
 
-def play(env, n_steps: int, seed: int | list[int | None] | None = 3) -> list:
+def play(env, n_steps: int, seed: int | Sequence[int | None] | None = 3) -> list:
     """Everything that a reset and `n_steps` steps return."""
     out = [env.reset(seed=seed)]
     for action in actions_of(env, 1, n_steps):

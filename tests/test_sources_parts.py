@@ -89,4 +89,4 @@ def test_a_caller_may_stop_early(tmp_path):
     file.write_text("1,2014-04-07T10:51:09.277Z,500,0\n" * 1000)
     parts = read_parts(file, COLUMNS, part_bytes=100)
     assert len(next(parts).item) == 4
-    parts.close()
+    parts.close()  # type: ignore[attr-defined]
