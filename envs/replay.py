@@ -20,6 +20,24 @@ from gymnasium.vector.utils import batch_space
 
 from ..errors import InputError
 from .log import SessionLog
+from .replay_lanes import (
+    ACTION,
+    CURSOR,
+    DISABLED,
+    ENDED,
+    KIND,
+    LAST_EVENT,
+    LOGGED_REWARD,
+    MODES,
+    NEXT_STEP,
+    OVER,
+    PASS,
+    REWARD,
+    SAME_STEP,
+    SESSION,
+    RingWindows,
+    begin_lanes,
+)
 from .replay_options import NO_KIND, ReplayOptions, reconfigured
 from .replay_source import Assignment, ReplaySource, SessionQueue, SessionStrides, order_seed
 from .rollout import Rollout
@@ -136,9 +154,8 @@ class ReplayVectorEnv(VectorEnv):
     is ignored (NEXT_STEP), or by the caller with ``options={"reset_mask": [B] bool}`` (DISABLED). `logged(info)` reads
     the consumed events of all lanes in every mode. ``terminal_info=False`` drops `final_obs` and `final_info` (which
     cost more than the step itself, and which Gymnasium's `ArrayConversion` cannot take) and the masks, and gives plain
-    arrays of all lanes. ``copy=False`` returns the
-    environment's own memory as the observation, good until the next call. `engine` "numpy" is the slow reference of
-    "numba". Further keyword arguments are those of `ReplayOptions`.
+    arrays of all lanes. ``copy=False`` returns the environment's own memory as the observation, good until the next
+    call. `engine` "numpy" is the slow reference of "numba". Further keyword arguments are those of `ReplayOptions`.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - Gymnasium's convention
@@ -186,7 +203,7 @@ class ReplayVectorEnv(VectorEnv):
         self._set_up(reconfigured(self.options, changes))
 
     def _set_up(self, options: ReplayOptions) -> None:
-        from .replay_core import RingWindows, step_lanes, step_lanes_numpy
+        from .replay_core import step_lanes, step_lanes_numpy
 
         self.options = options
         self._source = ReplaySource(self._given_log, options)
@@ -208,7 +225,7 @@ class ReplayVectorEnv(VectorEnv):
             self._order = SessionStrides(self._source, range(n_lanes), n_lanes)
         self._seeded = False
         self._state = np.zeros((5, n_lanes), dtype=np.int64)
-        self._state[_CURSOR] = -1
+        self._state[CURSOR] = -1
         # Windows that freeze, and kinds, are gathered from the log; the usual ones are kept.
         keeps = self.engine == "numba" and not options.kinds and options.cold_start is None
         self._ring = RingWindows(n_lanes, options.window, self.log.padding) if keeps else None
@@ -217,12 +234,12 @@ class ReplayVectorEnv(VectorEnv):
         # What `step` hands on unchanged, put together once.
         source = self._source
         self._advance = step_lanes if self.engine == "numba" else step_lanes_numpy
-        self._mode = _MODES[self.autoreset_mode]
+        self._mode = MODES[self.autoreset_mode]
         self._log_columns = source.item, source.worth, source.offset, source.reward_of
         always, by_lane = options.feedback == "logged", self.assignment == "strided"
         limit, padding = self.max_episode_steps or 0, self.log.padding
         self._constants = int(by_lane), self._mode, limit, int(always), padding
-        self._splits_info = self._terminal_info and self._mode == _SAME_STEP
+        self._splits_info = self._terminal_info and self._mode == SAME_STEP
         self._final_rows = np.empty((n_lanes if self._splits_info else 0, options.window), np.int32)
         self._action_shape = self.action_space.shape
 
@@ -235,11 +252,9 @@ class ReplayVectorEnv(VectorEnv):
         one for each lane, None for "go on". Strided lanes have an order each, a queue has one for all: from seeds that
         are no int + i it is drawn from all of them.
         """
-        from .replay_core import begin_lanes
-
         mask = (options or {}).get("reset_mask")
         lanes = np.arange(self.num_envs) if mask is None else np.flatnonzero(self._checked_mask(mask))
-        if (np.delete(self._state[0], lanes) < 0).any():
+        if (np.delete(self._state[CURSOR], lanes) < 0).any():
             raise InputError(
                 "reset: options['reset_mask'] leaves out lanes that have never been reset; call reset without it first"
             )
@@ -249,7 +264,7 @@ class ReplayVectorEnv(VectorEnv):
         by_lane, limit = self.assignment == "strided", self.max_episode_steps or 0
         begin_lanes(lanes, source.offset, self._state, order.upcoming, order.at, by_lane, limit)
         order.taken(lanes)
-        self._state[_OVER, lanes] = 0
+        self._state[OVER, lanes] = 0
         self._ring_is_current = False
         return self._observations(), self._reset_info(lanes)
 
@@ -259,7 +274,7 @@ class ReplayVectorEnv(VectorEnv):
         actions = self._checked_actions(actions)
         self._check_steppable()
         order.ready()
-        began = np.flatnonzero(self._state[_OVER]) if self._mode == _NEXT_STEP else None
+        began = np.flatnonzero(self._state[OVER]) if self._mode == NEXT_STEP else None
         ring, base = self._moved_ring()
         out, flags = np.empty((8, n_lanes), np.int64), np.empty((2, n_lanes), bool)
         final = np.zeros((5, n_lanes if self._splits_info else 0), np.int64)
@@ -268,9 +283,9 @@ class ReplayVectorEnv(VectorEnv):
             ring, base, self.options.window, out, flags, final, self._final_rows,
         )  # fmt: skip
         values = out.view(np.float64)
-        ended = out[_ENDED, :n_ended]
+        ended = out[ENDED, :n_ended]
         # Lanes that took a session consumed no event, or told of it in `final_info`.
-        taken = began if began is not None else ended if self._mode == _SAME_STEP else ended[:0]
+        taken = began if began is not None else ended if self._mode == SAME_STEP else ended[:0]
         order.taken(taken)
         info = _consumed(out, values)
         if self._terminal_info:
@@ -279,9 +294,9 @@ class ReplayVectorEnv(VectorEnv):
             consumed = _consumed(final, final.view(np.float64))
             rows = self._final_rows[:n_ended].copy()
             if self._ring is None:
-                rows = self._windows(consumed["session"][ended], out[_LAST_EVENT, :n_ended])
+                rows = self._windows(consumed["session"][ended], out[LAST_EVENT, :n_ended])
             info |= _final(ended, rows, consumed)
-        return self._observations(), values[_REWARD], flags[0], flags[1], info
+        return self._observations(), values[REWARD], flags[0], flags[1], info
 
     def rollout(self, n_steps: int) -> Rollout:
         """The next `n_steps` logged steps of every lane, [T, B], as stepping would have given them.
@@ -320,7 +335,7 @@ class ReplayVectorEnv(VectorEnv):
 
     def _observations(self) -> Observation:
         if self._ring is None:
-            return self._windows(self._state[_SESSION], self._state[_CURSOR])
+            return self._windows(self._state[SESSION], self._state[CURSOR])
         self._refresh_ring()
         return self._ring.view().copy() if self._copy else self._ring.view()
 
@@ -340,7 +355,7 @@ class ReplayVectorEnv(VectorEnv):
     def _refresh_ring(self) -> None:
         assert self._ring is not None
         if not self._ring_is_current:
-            self._ring.view()[...] = self._windows(self._state[_SESSION], self._state[_CURSOR])
+            self._ring.view()[...] = self._windows(self._state[SESSION], self._state[CURSOR])
             self._ring_is_current = True
 
     def _moved_ring(self) -> tuple[np.ndarray, int]:
@@ -351,7 +366,7 @@ class ReplayVectorEnv(VectorEnv):
         return self._ring.ring, self._ring.base
 
     def _reset_info(self, lanes: np.ndarray) -> dict[str, Any]:
-        place = {"session": self._state[_SESSION].copy(), "pass": self._state[_PASS].copy()}
+        place = {"session": self._state[SESSION].copy(), "pass": self._state[PASS].copy()}
         if not self._terminal_info:
             return place
         mask = np.zeros(self.num_envs, dtype=bool)
@@ -408,8 +423,8 @@ class ReplayVectorEnv(VectorEnv):
     def _check_steppable(self) -> None:
         if not self._seeded:
             raise InputError("there are no sessions to go on with; call reset first")
-        if self._mode == _DISABLED and self._state[_OVER].any():
-            over = np.flatnonzero(self._state[_OVER])
+        if self._mode == DISABLED and self._state[OVER].any():
+            over = np.flatnonzero(self._state[OVER])
             lanes = ", ".join(map(str, over[:5].tolist())) + (", ..." if len(over) > 5 else "")
             raise InputError(
                 f"step: lanes {lanes} have ended and autoreset is disabled; "
@@ -426,24 +441,16 @@ class ReplayVectorEnv(VectorEnv):
 
 
 _NO_RING = np.zeros(0, np.int32)
-_CURSOR, _, _SESSION, _PASS, _OVER = range(5)
-_LOGGED_REWARD, _REWARD, _ENDED, _LAST_EVENT = range(4, 8)
-_SAME_STEP, _NEXT_STEP, _DISABLED = range(3)
-_MODES = {
-    AutoresetMode.SAME_STEP: _SAME_STEP,
-    AutoresetMode.NEXT_STEP: _NEXT_STEP,
-    AutoresetMode.DISABLED: _DISABLED,
-}
 
 
 def _consumed(out: np.ndarray, values: np.ndarray) -> dict[str, np.ndarray]:
     """Rows of an output of `replay_core`, whose float64 rows are read from `values`."""
     return {
-        "logged_action": out[0],
-        "logged_kind": out[1],
-        "logged_reward": values[_LOGGED_REWARD],
-        "session": out[_SESSION],
-        "pass": out[_PASS],
+        "logged_action": out[ACTION],
+        "logged_kind": out[KIND],
+        "logged_reward": values[LOGGED_REWARD],
+        "session": out[SESSION],
+        "pass": out[PASS],
     }
 
 

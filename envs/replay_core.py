@@ -9,7 +9,7 @@ Both functions advance all lanes by one step in place and share their arguments,
   each its own;
 - the call: `mode` (SAME_STEP, NEXT_STEP or DISABLED), `max_steps` (0: no limit), `always` (1: the reward counts
   whatever the action), `actions` [B * K] int64;
-- `ring` and `base`: see `RingWindows`; a `ring` of no elements leaves the windows alone;
+- `ring` and `base`: see `replay_lanes.RingWindows`; a `ring` of no elements leaves the windows alone;
 - the outputs: `out` [8, B] int64, rows ACTION, KIND, SESSION, PASS, LOGGED_REWARD and REWARD (these two hold bits of
   float64), ENDED and LAST_EVENT, whose first n columns name the lanes that have ended and their last events; `flags`
   [2, B] bool (terminated, truncated). Where `final` [5, B] is not empty, what ending lanes consumed goes into its rows
@@ -24,12 +24,22 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-SAME_STEP, NEXT_STEP, DISABLED = range(3)
-CURSOR, STOP, SESSION, PASS, OVER = range(5)
-"""Rows of `state`: last event consumed, event to stop at, session (number in the log), pass, waits for a reset."""
-ACTION, KIND = range(2)
-LOGGED_REWARD, REWARD, ENDED, LAST_EVENT = range(4, 8)
-"""Rows of `out`, with SESSION and PASS between them as in `state`."""
+from .replay_lanes import (
+    ACTION,
+    CURSOR,
+    ENDED,
+    KIND,
+    LAST_EVENT,
+    LOGGED_REWARD,
+    NEXT_STEP,
+    OVER,
+    PASS,
+    REWARD,
+    SAME_STEP,
+    SESSION,
+    STOP,
+    begin_lanes,
+)
 
 
 @njit(cache=True, inline="always")
@@ -174,16 +184,6 @@ def step_lanes_numpy(
     return len(lanes)
 
 
-def begin_lanes(lanes, offset, state, upcoming, at, by_lane, max_steps) -> None:
-    """`lanes` [n] begin the sessions that they take from `upcoming`."""
-    rows = lanes if by_lane else at + np.arange(len(lanes))
-    session, passes = upcoming[rows, 0], upcoming[rows, 1]
-    first, stop = offset[session], offset[session + 1] - 1
-    if max_steps > 0:
-        stop = np.minimum(stop, first + max_steps)
-    state[:OVER, lanes] = np.stack([first, stop, session, passes])
-
-
 @njit(cache=True)
 def roll_lanes(item, worth, offset, reward_of, state, upcoming, at, by_lane, newest, start, action, kind, reward, done,
                ended):  # fmt: skip
@@ -230,28 +230,3 @@ def gather_windows_numpy(column, first, newest, width, padding):
     event = newest[:, None] + np.arange(1 - width, 1)
     inside = event >= first[:, None]
     return np.where(inside, column[np.maximum(event, 0)], column.dtype.type(padding))
-
-
-class RingWindows:
-    """Windows [B, W] of all lanes that move on without being moved.
-
-    They lie one after the other in a flat array. When `base` goes one to the right, every window loses its oldest item,
-    whose place is by then the newest of the window before: one store a lane in place of W.
-    """
-
-    def __init__(self, n_lanes: int, width: int, padding: int) -> None:
-        self.shape = n_lanes, width
-        self._size = n_lanes * width
-        self.ring = np.full(self._size + max(self._size, 4096), padding, dtype=np.int32)
-        self.base = 0
-
-    def move_on(self) -> None:
-        """Make room for the newest item of every window."""
-        self.base += 1
-        if self.base + self._size > len(self.ring):
-            self.ring[: self._size - 1] = self.ring[self.base : self.base + self._size - 1]
-            self.base = 0
-
-    def view(self) -> np.ndarray:
-        """[B, W] int32, the windows themselves."""
-        return self.ring[self.base : self.base + self._size].reshape(self.shape)

@@ -55,20 +55,21 @@ def logged(info: Mapping[str, Any]) -> Logged:
     """What the step that returned `info` consumed in every lane, the lanes that just ended included.
 
     Under ``AutoresetMode.SAME_STEP`` Gymnasium moves the info of an ending lane into ``final_info``; reading the top
-    level alone would lose the last event of each session, which is mostly its purchase.
-    Raises `InputError` for the info of a reset, which has consumed nothing.
+    level alone would lose the last event of each session, which is mostly its purchase. Lanes that were reset, and
+    the info of a reset, have consumed nothing. Raises `InputError` for the info of another environment.
     """
-    sources = [part for part in (info, info.get("final_info")) if part is not None and "logged_action" in part]
-    if not sources:
+    if "session" not in info:
         raise InputError(
-            "logged(info): expected the info of a step of a replay environment, found no 'logged_action' "
-            f"in {sorted(info)}; a reset consumes no event, call step first"
+            "logged(info): expected the info of a vector of replay environments, which says each lane's 'session', "
+            f"found {sorted(info)}"
         )
-    n_lanes = len(sources[0]["logged_action"])
+    n_lanes = len(info["session"])
     merged = Logged(
         np.zeros(n_lanes, np.int64), np.zeros(n_lanes, np.int64), np.zeros(n_lanes), np.zeros(n_lanes, bool)
     )
-    for part in sources:
+    for part in (info, info.get("final_info")):
+        if part is None or "logged_action" not in part:
+            continue
         mask = np.asarray(part.get("_logged_action", np.ones(n_lanes, bool)))
         merged.action[mask] = part["logged_action"][mask]
         merged.kind[mask] = part["logged_kind"][mask]
