@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,9 @@ def start():
     def call(data, out, *arguments):
         given = [sys.executable, "-m", "sessiongym", "compare", "--data", data, "--out", out, *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen([str(argument) for argument in given], start_new_session=True, **pipes))
+        # A shell starts what it runs in the background with SIGINT ignored, and so would every process from there on.
+        heard = {"start_new_session": True, "preexec_fn": partial(signal.signal, signal.SIGINT, signal.SIG_DFL)}
+        started.append(subprocess.Popen([str(argument) for argument in given], **heard, **pipes))
         return started[-1]
 
     yield call
