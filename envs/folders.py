@@ -28,6 +28,8 @@ def read_manifest(folder: Path, expected_format: str) -> dict[str, Any]:
         raise InputError(
             f"{file}: not found, so this is not a folder that sessiongym wrote; make one with `sessiongym prepare`"
         ) from None
+    except (OSError, RecursionError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); prepare the data again") from None
     except ValueError as error:
         line = getattr(error, "lineno", 1)
         raise InputError(f"{file}:{line}: not valid JSON ({error}); prepare the data again") from None
@@ -40,6 +42,17 @@ def read_manifest(folder: Path, expected_format: str) -> dict[str, Any]:
             "upgrade sessiongym or prepare the data again"
         )
     return manifest
+
+
+def check_values(folder: Path, manifest: dict[str, Any], types: dict[str, type]) -> None:
+    """Raises `InputError` for a value that is there and of another type; lists are of texts."""
+    for name, wanted in types.items():
+        value = manifest.get(name, wanted())
+        of_texts = not isinstance(value, list) or all(isinstance(text, str) for text in value)
+        if type(value) is not wanted or not of_texts:
+            raise InputError(
+                f"{folder / 'manifest.json'}: {name} must be {wanted.__name__}, found {value!r}; prepare the data again"
+            )
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

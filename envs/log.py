@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from .folders import SCHEMA, new_folder, read_manifest, write_json
+from .folders import SCHEMA, check_values, new_folder, read_manifest, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -347,23 +347,19 @@ class SessionLog:
         missing = {"columns", "n_train_items", "notes", "fingerprint"} - manifest.keys()
         if missing:
             raise InputError(f"{path / 'manifest.json'}: {sorted(missing)} missing; prepare the data again")
+        check_values(path, manifest, {"columns": list, "n_train_items": int, "notes": list, "fingerprint": str})
         expected = {*_COLUMNS, "session_id", "item_id"}
-        if not expected <= set(manifest["columns"]) <= expected | {"user"}:
+        if sorted(map(str, manifest["columns"])) not in (sorted(expected), sorted(expected | {"user"})):
             raise InputError(
                 f"{path / 'manifest.json'}: expected columns {sorted(expected)} and maybe 'user', "
                 f"found {manifest['columns']}; prepare the data again"
             )
-        columns = {}
-        for name in manifest["columns"]:
-            file = path / f"{name}.npy"
-            try:
-                columns[name] = np.load(file, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                # An empty array cannot be mapped; reading it costs nothing.
-                try:
-                    columns[name] = np.load(file, allow_pickle=False)
-                except (OSError, ValueError, EOFError):
-                    raise InputError(f"{file}: cannot be read as a column ({error}); prepare the data again") from error
+        columns = {name: _open_column(path, name) for name in manifest["columns"]}
+        if not 0 <= manifest["n_train_items"] <= len(columns["item_id"]):
+            raise InputError(
+                f"{path / 'manifest.json'}: n_train_items must be 0..{len(columns['item_id'])}, "
+                f"found {manifest['n_train_items']}; prepare the data again"
+            )
         return cls(
             **columns,
             n_train_items=manifest["n_train_items"],
@@ -429,13 +425,19 @@ class PreparedData:
         """Map a prepared folder. Raises `InputError` for a missing, foreign, damaged or newer one."""
         path = Path(folder)
         manifest = read_manifest(path, "sessiongym.prepared")
+        check_values(path, manifest, {"notes": list, "fingerprint": str})
         parts = {name: SessionLog.open(path / name) for name in ("train", "valid", "test")}
         for name, part in parts.items():
             if part.n_sessions == 0:
                 raise InputError(f"{path / name}: the {name} split is empty; prepare the data again with a wider split")
         if len({part.n_items for part in parts.values()}) != 1:
             raise InputError(f"{path}: the splits have different vocabularies; prepare the data again")
-        return cls(**parts, manifest=manifest, path=path.resolve())
+        data = cls(**parts, manifest=manifest, path=path.resolve())
+        if manifest.get("fingerprint") != data.fingerprint():
+            raise InputError(
+                f"{path}: its splits are not those that its manifest was written for; prepare the data again"
+            )
+        return data
 
 
 def _check_frame(frame: pd.DataFrame) -> None:
@@ -460,6 +462,29 @@ def _check_frame(frame: pd.DataFrame) -> None:
         raise InputError(
             f"from_pandas: column 'user' must hold integers, found {frame['user'].dtype}; number the users"
         )
+
+
+def _open_column(folder: Path, name: str) -> np.ndarray:
+    file, dtype = folder / f"{name}.npy", {**_COLUMNS, "user": np.int32}.get(name)
+    try:
+        try:
+            column = np.load(file, mmap_mode="r", allow_pickle=False)
+        except ValueError:
+            # An empty array cannot be mapped; reading it costs nothing.
+            column = np.load(file, allow_pickle=False)
+    except Exception as error:
+        # The header of an .npy file is Python source, and a damaged one makes NumPy raise nearly anything.
+        reason = " ".join(str(error).split())
+        raise InputError(f"{file}: cannot be read as a column ({reason}); prepare the data again") from error
+    if isinstance(column, np.ndarray):
+        fits = column.dtype.kind in "iuU" if dtype is None else column.dtype == dtype
+        if fits and column.ndim == 1:
+            return column
+        found = f"{column.dtype} {list(column.shape)}"
+    else:
+        found = "an archive"
+    expected = "integers or text" if dtype is None else np.dtype(dtype).name
+    raise InputError(f"{file}: expected one column of {expected}, found {found}; prepare the data again")
 
 
 def _read_only(column: np.ndarray) -> np.ndarray:

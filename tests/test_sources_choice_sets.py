@@ -121,6 +121,7 @@ def test_lines_that_name_the_same_sets_in_another_order_are_the_same_content(wri
         ("1 2;1\n1 2;1.5\n", r"sets.txt:2: item ids must be whole numbers, found '1.5'"),
         ("1 2;1\n1 2;\n", r"sets.txt:2: no bought items, expected at least one"),
         ("1 2;1\n ;1\n", r"sets.txt:2: no clicks items"),
+        ("1;1\n1;x\n1;\nx;1\n ;1\n", r"sets.txt:2: item ids must be whole numbers, found 'x'"),
         ("", r"sets.txt: the file is empty"),
     ],
 )
@@ -130,7 +131,16 @@ def test_a_damaged_line_is_named_with_its_number(written, text, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("options", [PrepareOptions(), replace(CHOICE_SETS_OPTIONS, latest_days=3.0)])
-def test_options_that_need_times_are_refused(written, options):
-    with pytest.raises(InputError, match="choice sets have no times"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (PrepareOptions(), "no times, found a split by time; give --random-split"),
+        (PrepareOptions(split_at="start"), "no times, found a split by time; give --random-split"),
+        (replace(CHOICE_SETS_OPTIONS, split_at="start"), "--split-at start: belongs to the split by time"),
+        (replace(CHOICE_SETS_OPTIONS, latest_days=3.0), "no times, found --latest-days"),
+        (replace(CHOICE_SETS_OPTIONS, latest_month=True), "no times, found --latest-month"),
+    ],
+)
+def test_options_that_need_times_are_refused_by_name(written, options, message):
+    with pytest.raises(InputError, match=message):
         prepare_choice_sets(written("1 2;1\n"), options)

@@ -278,6 +278,14 @@ def test_sessions_are_in_order_of_start_and_events_in_order_of_time(columns):
         assert (np.diff(log.time)[within[1:]] >= 0).all()
 
 
+def test_a_session_that_loses_its_first_event_moves_to_where_it_now_starts(prepared):
+    rows = [(0, 1, 0, CLICK), (0, 0, 0.2, CLICK), (1, 0, 0.1, CLICK), (2, 0, 3, CLICK), (3, 0, 6, CLICK)]
+    data, dropped, _ = prepared(rows, min_item_support=2)
+    assert dropped == {"events of items with fewer than 2 events": (1, 0)}
+    assert data.train.session_id.tolist() == [101, 100]
+    assert data.train.time.tolist() == [int(0.1 * DAY), int(0.2 * DAY)]
+
+
 def test_equal_times_keep_the_order_of_the_rows(columns, contents):
     rows = [(0, 0, 0, 0), (0, 1, 0, 1), (0, 0, 0, 1), (1, 0, 2, 0), (1, 1, 2, 0), (2, 0, 5, 0), (2, 1, 5, 0)]
     events = columns(rows)

@@ -2,10 +2,14 @@
 
 import os
 from dataclasses import replace
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -183,7 +187,7 @@ def test_tabs_windows_line_ends_blank_lines_quotes_and_a_bom_change_nothing(tabl
             r"none of the values look given with --click, found 'buy', 'view'",
         ),
         (EVENTS, {"kind": "how", "click": ("view",), "purchase": ("b",)}, "none of the values b given with --purchase"),
-        (EVENTS.replace("u1,c,y", "u3,c,y"), {"user": "who"}, r"e.csv:7: session c belongs to more than one who"),
+        (EVENTS.replace("u1,c,y", "u3,c,y"), {"user": "who"}, r"e.csv:7: session 'c' belongs to more than one who"),
         (EVENTS.replace("u1,a,y", 'u1,a,"y').replace("b,y", 'b,"y'), {}, r"e.csv:3: a quoted value runs over the end"),
         (EVENTS.replace("200000,view\nu1", '200000,"view\nu1"'), {}, r"e.csv:6: a quoted value runs over the end"),
         (EVENTS.encode().replace(b"b,x", b"b,\xff"), {}, r"e.csv:5: what must be UTF-8 text"),
@@ -308,3 +312,69 @@ def test_globo_is_read_whole_with_its_users(real):
     read = data.manifest["steps"][0]
     assert (read["events"], read["sessions"], read["items"]) == (548_581, 176_596, 17_082)
     assert data.train.user is not None and len(np.unique(data.train.user)) > 10_000
+
+
+def test_an_id_with_a_nul_at_its_end_is_refused_as_it_would_become_another(table):
+    with pytest.raises(InputError, match=r"e.csv:3: what 'x\\x00' ends with a NUL"):
+        table(EVENTS.replace("a,y,10", "a,x\0,10"))
+
+
+def test_a_first_time_that_is_not_utf8_is_refused_by_its_line(table):
+    with pytest.raises(InputError, match=r"e.csv:2: when must be an ISO-8601 time"):
+        table(EVENTS.encode().replace(b"a,x,0", b"a,x,\x80"), time_unit="iso")
+
+
+COLUMNS_OF_PARQUET = {
+    "int8": pa.array(range(6), pa.int8()),
+    "beyond int64": pa.array([2**64 - 1 - n for n in range(6)], pa.uint64()),
+    "not a number": pa.array([0.5, float("nan"), 1e300, float("inf"), -0.0, 0.0]),
+    "missing": pa.array([None, 1, 2, 3, 4, 5]),
+    "all missing": pa.nulls(6),
+    "bool": pa.array([True, False] * 3),
+    "line ends": pa.array(["a\nb\u2028", "a\x85"] * 3),
+    "nul": pa.array(["a", "a\0"] * 3),
+    "large text": pa.array(list("abcabc"), pa.large_string()),
+    "categories": pa.array(list("abcabc")).dictionary_encode(),
+    "categories of bytes": pa.array([b"\xff", b"b"] * 3).dictionary_encode(),
+    "categories of numbers": pa.array([2**63, 1] * 3, pa.uint64()).dictionary_encode(),
+    "bytes": pa.array([b"a", b"\xff"] * 3),
+    "lists": pa.array([[1], [2]] * 3),
+    "records": pa.array([{"a": 1}] * 6),
+    "decimals": pa.array([Decimal("1.50")] * 6),
+    "dates": pa.array([date(2019, 1, 1)] * 6),
+    "times of day": pa.array([time(1)] * 6),
+    "durations": pa.array([timedelta(1)] * 6),
+    "beyond Python's years": pa.array([10**12] * 6, pa.timestamp("s")),
+    "before Python's years": pa.array([-(2**62)] * 6, pa.timestamp("us", "UTC")),
+    "unknown zone": pa.array([2**62] * 6, pa.timestamp("us", "Nowhere/Land")),
+}
+
+
+@pytest.mark.parametrize("values", COLUMNS_OF_PARQUET.values(), ids=COLUMNS_OF_PARQUET)
+@pytest.mark.parametrize("column", ["visit", "who", "what", "when", "how"])
+@pytest.mark.parametrize("unit", ["s", "iso"])
+def test_a_parquet_column_of_any_type_is_read_whole_or_refused_in_one_line(tmp_path, values, column, unit):
+    when = pa.array([0, 10, 100_000, 100_010, 200_000, 200_010], pa.int64() if unit == "s" else pa.timestamp("s"))
+    columns = {"who": list("uuuuuu"), "visit": list("aabbcc"), "what": list("xyxyxy"), "how": list("vvvvvv")}
+    pq.write_table(pa.table(columns | {"when": when} | {column: values}), tmp_path / "e.parquet")
+    named = replace(FORMAT, events=tmp_path / "e.parquet", time_unit=unit, kind="how", click=("v", "true", "a", "1"))
+    loose = PrepareOptions(1, 1, unseen="keep", random_split=(0.4, 0.3, 0.3))
+    for fmt in (named, replace(named, user="who"), replace(named, session=None, user="who", gap=60.0)):
+        try:
+            data = prepare_table(fmt, loose)
+        except InputError as error:
+            assert len(str(error).splitlines()) == 1
+            continue
+        logs = (data.train, data.valid, data.test)
+        sessions = [session for log in logs for session in log.session_id.tolist()]
+        assert len(set(sessions)) == len(sessions) and len(set(data.train.item_id.tolist())) == data.train.n_items
+        dropped = sum(drop["events"] for drop in data.manifest["dropped"])
+        assert data.manifest["events_read"] == 6 == sum(log.n_events for log in logs) + dropped
+        if column == "what":
+            assert data.train.n_items == len(values.unique())
+
+
+def test_a_parquet_id_beyond_int64_stays_what_it_is(parquet):
+    frame = pd.DataFrame({"visit": [1, 1, 2, 2, 3, 3], "when": [0, 0, 10**5, 10**5, 2 * 10**5, 2 * 10**5]})
+    frame["what"] = np.uint64(2**64 - 1)
+    assert parquet(frame).train.item_id.tolist() == ["18446744073709551615"]

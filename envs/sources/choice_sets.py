@@ -30,11 +30,7 @@ def prepare_choice_sets(
     """
     options.check()
     file = check_file(file)
-    if options.random_split is None or options.latest_days is not None:
-        raise InputError(
-            f"{file}: choice sets have no times, so no split by time and no --latest-days; "
-            "give --random-split 0.8,0.1,0.1"
-        )
+    _refuse_times(file, options)
     rows = read_csv(file, {"clicks": pa.string(), "bought": pa.string()}, ";", ("clicks", "bought"), quoted=False)
     events = _events(rows, np.random.default_rng((options.seed, 1)))
     n_lines = rows.table.num_rows
@@ -42,6 +38,14 @@ def prepare_choice_sets(
     source = {"name": "choice-sets", "files": [{"name": file.name, "bytes": file.stat().st_size}]}
     repeats = repeated_content(events)
     return build(events, options, source=source, notes=_notes(options, n_lines, repeats), progress=progress)
+
+
+def _refuse_times(file: Path, options: PrepareOptions) -> None:
+    if options.latest_month or options.latest_days is not None:
+        flag = "--latest-month" if options.latest_month else "--latest-days"
+        raise InputError(f"{file}: choice sets have no times, found {flag}; leave it out")
+    if options.random_split is None:
+        raise InputError(f"{file}: choice sets have no times, found a split by time; give --random-split 0.8,0.1,0.1")
 
 
 def _notes(options: PrepareOptions, n_lines: int, repeats: int) -> list[str]:
@@ -56,7 +60,7 @@ def _notes(options: PrepareOptions, n_lines: int, repeats: int) -> list[str]:
 
 
 def _events(rows: Rows, rng: np.random.Generator) -> EventColumns:
-    parts = [_side(rows, "clicks"), _side(rows, "bought")]
+    parts = _sides(rows)
     line = np.concatenate([line for line, _ in parts])
     kind = np.repeat(np.array([CLICK, PURCHASE], dtype=np.uint8), [len(line) for line, _ in parts])
     item_id, item = np.unique(np.concatenate([item for _, item in parts]), return_inverse=True)
@@ -76,19 +80,24 @@ def _events(rows: Rows, rng: np.random.Generator) -> EventColumns:
     )
 
 
-def _side(rows: Rows, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Line index and item of each id on one side of the semicolon."""
-    text = pc.utf8_trim_whitespace(rows.table[column].combine_chunks())
-    words = pc.utf8_split_whitespace(text)
-    empty = pc.index(pc.equal(text, ""), True).as_py()
-    if empty >= 0:
-        raise InputError(f"{rows.where(empty)}: no {column} items, expected at least one; complete or remove the line")
-    line = pc.list_parent_indices(words).to_numpy()
-    ids = pc.list_flatten(words)
-    bad = first_failure(ids, pa.int64())
-    if bad is not None:
-        raise InputError(
-            f"{rows.where(int(line[bad]))}: item ids must be whole numbers, found {ids[bad].as_py()!r}; "
-            "correct or remove the line"
-        )
-    return line, ids.cast(pa.int64()).to_numpy()
+def _sides(rows: Rows) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Line index and item of each id on either side of the semicolon."""
+    sides, faults = [], []
+    for column in ("clicks", "bought"):
+        text = pc.utf8_trim_whitespace(rows.table[column].combine_chunks())
+        words = pc.utf8_split_whitespace(text)
+        line, ids = pc.list_parent_indices(words).to_numpy(), pc.list_flatten(words)
+        empty = pc.index(pc.equal(text, ""), True).as_py()
+        if empty >= 0:
+            faults.append((empty, f"no {column} items, expected at least one; complete or remove the line"))
+        bad = first_failure(ids, pa.int64())
+        if bad is not None:
+            found = ids[bad].as_py()
+            faults.append(
+                (int(line[bad]), f"item ids must be whole numbers, found {found!r}; correct or remove the line")
+            )
+        sides.append((line, ids))
+    if faults:
+        row, fault = min(faults, key=lambda fault: fault[0])
+        raise InputError(f"{rows.where(row)}: {fault}")
+    return [(line, ids.cast(pa.int64()).to_numpy()) for line, ids in sides]

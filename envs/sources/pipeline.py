@@ -109,6 +109,7 @@ def build(
     del surveyed
     parts = _splits(sessions, options, events.ordered, ledger)
     parts, n_train_items, item_id = _numbered(parts, events, options, ledger)
+    parts = [part.by_start() for part in parts]
     for name, part in zip(SPLITS, parts, strict=True):
         ledger.note(name, part.counts())
         if not part.n:

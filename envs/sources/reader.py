@@ -66,14 +66,16 @@ class Rows:
     def ids(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """Codes [E] int32 and the distinct ids [N], integers or text, in order of first appearance.
 
-        Raises `InputError` for an empty id.
+        Raises `InputError` for an empty id, and for one that is neither a number nor text.
         """
         values = self.table[column]
         if pa.types.is_floating(values.type):
             self._refuse(pc.is_null(values, nan_is_null=True), column)
             values = _integers_or_text(values)
+        elif pa.types.is_uint64(values.type):
+            values = _integers_or_text(values)
         elif not (pa.types.is_integer(values.type) or pa.types.is_dictionary(values.type)):
-            values = values.cast(pa.string())
+            values = self._as_text(column)
         self._refuse(values.is_null(), column)
         encoded = _dictionary(values)
         ids = encoded.dictionary
@@ -82,6 +84,12 @@ class Rows:
             empty = pc.index(ids, "").as_py()
             if empty >= 0:
                 self._refuse(pc.equal(encoded.indices, empty), column)
+            cut = pc.index(pc.ends_with(ids, "\0"), True).as_py()
+            if cut >= 0:
+                row = pc.index(encoded.indices, pa.scalar(cut, encoded.indices.type)).as_py()
+                raise InputError(
+                    f"{self.where(row)}: {column} {ids[cut].as_py()!r} ends with a NUL, which no id keeps; remove it"
+                )
             ids = _integers_or_text(ids)
         return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32), to_numpy_ids(ids)
 
@@ -89,13 +97,23 @@ class Rows:
         """Codes [E] int32 and the distinct values as text, an absent value as the empty text."""
         values = self.table[column]
         if not pa.types.is_dictionary(values.type):
-            values = pc.fill_null(values.cast(pa.string()), "")
+            values = pc.fill_null(self._as_text(column), "")
         encoded = _dictionary(values)
         return encoded.indices.to_numpy(zero_copy_only=False), encoded.dictionary.cast(pa.string()).to_pylist()
 
     def int64(self, column: str) -> np.ndarray:
         """A column of integers or times as [E] int64."""
         return self.table[column].cast(pa.int64()).to_numpy()
+
+    def _as_text(self, column: str) -> Any:
+        values = self.table[column]
+        row = first_failure(values, pa.string())
+        if row is not None:
+            raise InputError(
+                f"{self.where(row)}: {column} must be text or a number, found {values.type} that cannot "
+                "be written as text; convert the column"
+            )
+        return values.cast(pa.string())
 
     def _refuse(self, bad: Any, column: str) -> None:
         row = pc.index(bad, True).as_py()
@@ -190,6 +208,9 @@ def read_parquet(file: Path, columns: Sequence[str]) -> Rows:
         raise InputError(f"{file}: not a readable Parquet file ({_first_line(error)}); check the file") from None
     if table.num_rows == 0:
         raise InputError(f"{file}: has no rows; check the file")
+    for place, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type) and field.type.value_type != pa.string():
+            table = table.set_column(place, field.name, table[place].cast(field.type.value_type))
     return Rows(table, file, None)
 
 
@@ -211,7 +232,8 @@ def require_columns(file: Path, found: Sequence[str], wanted: Sequence[str]) -> 
         times = list(found).count(name)
         if times != 1:
             state = "no column" if times == 0 else f"{times} columns"
-            raise InputError(f"{file}: {state} {name!r}, found {', '.join(found)}; name one of these (or check --sep)")
+            names = ", ".join(name if name.isprintable() else repr(name) for name in found)
+            raise InputError(f"{file}: {state} {name!r}, found {names}; name one of these (or check --sep)")
 
 
 def first_failure(values: pa.Array | pa.ChunkedArray, to: pa.DataType) -> int | None:

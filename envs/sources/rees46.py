@@ -17,7 +17,7 @@ from ..log import PreparedData
 from .options import TABLE_OPTIONS, PrepareOptions, Rees46Format, TableFormat
 from .pipeline import Dropped, EventColumns, Progress, build, silent
 from .reader import ID, LOCAL_TIME, UTC_TIME, Rows, check_file, first_failure, header, pc, read_csv, require_columns
-from .table import _events as _events_of_table
+from .table import event_columns
 from .user_ids import user_ids
 
 _ZONE = " UTC"
@@ -63,7 +63,7 @@ def _events(fmt: Rees46Format, progress: Progress) -> tuple[EventColumns, list[D
         purchase=fmt.purchase,
     )
     user_id = rows.ids("user_id")[1].astype(np.int32)
-    events, others = _events_of_table(rows, columns)
+    events, others = event_columns(rows, columns)
     return replace(events, user=user_id[events.user]), without + shared + others
 
 

@@ -145,6 +145,16 @@ class Sessions:
         np.cumsum(left[left > 0], out=offset[1:])
         return Sessions(self.item[events], self.kind[events], self.time[events], offset, self.number[left > 0])
 
+    def by_start(self) -> Sessions:
+        """In order of start again, where some lost their first event; ties stay as they are."""
+        if (self.start[1:] >= self.start[:-1]).all():
+            return self
+        order = np.argsort(self.start, kind="stable")
+        events = _spans(self.offset[order], self.length[order])
+        offset = np.zeros(self.n + 1, dtype=np.int64)
+        np.cumsum(self.length[order], out=offset[1:])
+        return Sessions(self.item[events], self.kind[events], self.time[events], offset, self.number[order])
+
     def content(self, ordered: bool) -> np.ndarray:
         """[S] uint64 hash of the (item, kind) sequence, or of the multiset where the order is not the data's own.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +46,7 @@ def prepare_table(
     file = check_file(fmt.events)
     rows = _read(fmt, file)
     progress(f"read {rows.table.num_rows:,} rows from {file}")
-    events, dropped = _events(rows, fmt)
+    events, dropped = event_columns(rows, fmt)
     for drop in dropped:
         progress(f"dropped {drop.events:,} rows: {drop.reason}")
     source = {
@@ -70,12 +71,13 @@ def _read(fmt: TableFormat, file: Path) -> Rows:
     return read_csv(file, {**dict.fromkeys(columns, ID), fmt.time: time_type}, sep)
 
 
-def _events(rows: Rows, fmt: TableFormat) -> tuple[EventColumns, list[Dropped]]:
+def event_columns(rows: Rows, fmt: TableFormat) -> tuple[EventColumns, list[Dropped]]:
+    """The events in the order of their kinds, users cut into sessions where `fmt` asks for it, and what was dropped."""
     item, item_id = rows.ids(fmt.item)
     user = None if fmt.user is None else rows.ids(fmt.user)[0]
     session, session_id = (None, None) if fmt.session is None else rows.ids(fmt.session)
     time = _nanoseconds(rows, fmt)
-    rank, dropped = _ranks(rows, fmt)
+    rank, dropped = kind_ranks(rows, fmt)
 
     # Stable, so that equal times keep first the order of the named values and then that of the file.
     order = np.argsort(rank, kind="stable")
@@ -94,7 +96,7 @@ def _events(rows: Rows, fmt: TableFormat) -> tuple[EventColumns, list[Dropped]]:
     return EventColumns(session, item, time, kind, session_id, item_id, session_user), dropped
 
 
-def _ranks(rows: Rows, fmt: TableFormat) -> tuple[np.ndarray, list[Dropped]]:
+def kind_ranks(rows: Rows, fmt: TableFormat) -> tuple[np.ndarray, list[Dropped]]:
     """[E] place of the row's kind in `click` + `purchase`, -1 where it is in neither."""
     if fmt.kind is None:
         return np.zeros(rows.table.num_rows, dtype=np.int16), []
@@ -138,7 +140,7 @@ def _user_of_session(
     if len(differs):
         event = differs[np.argmin(order[differs])]
         raise InputError(
-            f"{rows.where(int(order[event]))}: session {session_id[session[event]]} belongs to more than one "
+            f"{rows.where(int(order[event]))}: session {session_id[session[event]].item()!r} belongs to more than one "
             f"{fmt.user}; make session ids unique, or cut sessions with --user and --gap"
         )
     return of_session
@@ -186,10 +188,20 @@ def _cast(rows: Rows, column: str, to: pa.DataType, expected: str) -> pa.Chunked
         if row < 0:
             return values.cast(to)
     raise InputError(
-        f"{rows.where(row)}: {column} must be {expected}, found {values[row].as_py()!r}; correct or remove the row"
+        f"{rows.where(row)}: {column} must be {expected}, found {_shown(values[row])}; correct or remove the row"
     )
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value.as_py())
+    except (ValueError, OverflowError):
+        # A time beyond Python's years, or of a zone that is not known here.
+        return f"{value.value} as a {value.type}"
 
 
 def _iso_type(example: str) -> pa.DataType:
     """With or without a zone, as the first row has it; a file that mixes both is refused at the first other row."""
-    return LOCAL_TIME if first_failure(pa.array([example.strip()], pa.string()), LOCAL_TIME) is None else UTC_TIME
+    # What is not UTF-8 is no time either; the reader of the file then says so.
+    text = example.strip().encode(errors="replace").decode()
+    return LOCAL_TIME if first_failure(pa.array([text], pa.string()), LOCAL_TIME) is None else UTC_TIME

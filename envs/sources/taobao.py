@@ -16,7 +16,7 @@ from ..log import CLICK, PURCHASE, PreparedData
 from .options import TABLE_OPTIONS, PrepareOptions, TableFormat, TaobaoFormat
 from .pipeline import Dropped, EventColumns, Progress, build, silent
 from .reader import ID, LOCAL_TIME, Rows, check_file, first_failure, read_csv
-from .table import _ranks
+from .table import kind_ranks
 from .user_ids import user_ids
 
 COLUMNS = ("user", "item", "category", "behavior", "time")
@@ -58,7 +58,7 @@ def _read(fmt: TaobaoFormat, progress: Progress) -> Rows:
 
 def _events(rows: Rows, fmt: TaobaoFormat) -> tuple[EventColumns, list[Dropped]]:
     by_name = TableFormat(fmt.file, item=fmt.item_level, kind="behavior", click=fmt.click, purchase=fmt.purchase)
-    rank, dropped = _ranks(rows, by_name)
+    rank, dropped = kind_ranks(rows, by_name)
     user, time = user_ids(rows, "user").to_numpy(), _seconds(rows)
     kept = rank >= 0
     if fmt.outside == "drop":
