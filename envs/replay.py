@@ -240,6 +240,7 @@ class ReplayVectorEnv(VectorEnv):
         limit, padding = self.max_episode_steps or 0, self.log.padding
         self._constants = int(by_lane), self._mode, limit, int(always), padding
         self._splits_info = self._terminal_info and self._mode == SAME_STEP
+        self._no_final = np.zeros((5, 0), np.int64)
         self._final_rows = np.empty((n_lanes if self._splits_info else 0, options.window), np.int32)
         self._action_shape = self.action_space.shape
 
@@ -277,7 +278,7 @@ class ReplayVectorEnv(VectorEnv):
         began = np.flatnonzero(self._state[OVER]) if self._mode == NEXT_STEP else None
         ring, base = self._moved_ring()
         out, flags = np.empty((8, n_lanes), np.int64), np.empty((2, n_lanes), bool)
-        final = np.zeros((5, n_lanes if self._splits_info else 0), np.int64)
+        final = np.zeros((5, n_lanes), np.int64) if self._splits_info else self._no_final
         n_ended = self._advance(
             *self._log_columns, self._state, order.upcoming, order.at, *self._constants, actions,
             ring, base, self.options.window, out, flags, final, self._final_rows,
@@ -336,7 +337,8 @@ class ReplayVectorEnv(VectorEnv):
     def _observations(self) -> Observation:
         if self._ring is None:
             return self._windows(self._state[SESSION], self._state[CURSOR])
-        self._refresh_ring()
+        if not self._ring_is_current:
+            self._refresh_ring()
         return self._ring.view().copy() if self._copy else self._ring.view()
 
     def _windows(self, session: np.ndarray, event: np.ndarray) -> Observation:
@@ -354,14 +356,14 @@ class ReplayVectorEnv(VectorEnv):
 
     def _refresh_ring(self) -> None:
         assert self._ring is not None
-        if not self._ring_is_current:
-            self._ring.view()[...] = self._windows(self._state[SESSION], self._state[CURSOR])
-            self._ring_is_current = True
+        self._ring.view()[...] = self._windows(self._state[SESSION], self._state[CURSOR])
+        self._ring_is_current = True
 
     def _moved_ring(self) -> tuple[np.ndarray, int]:
         if self._ring is None:
             return _NO_RING, 0
-        self._refresh_ring()
+        if not self._ring_is_current:
+            self._refresh_ring()
         self._ring.move_on()
         return self._ring.ring, self._ring.base
 

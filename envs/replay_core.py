@@ -88,14 +88,12 @@ def step_lanes(
     for lane in range(n_lanes):
         event = state[CURSOR, lane]
         out[ACTION, lane] = item[event]
-        out[KIND, lane] = worth[event]
+        # A purchase is worth 1, or 2 if its reward is forced to 0.
+        out[KIND, lane] = (worth[event] + 1) >> 1
+        values[LOGGED_REWARD, lane] = reward_of[worth[event]]
     if len(ring) > 0:
         for lane in range(n_lanes):
             ring[base + (lane + 1) * width - 1] = out[ACTION, lane]
-    for lane in range(n_lanes):
-        values[LOGGED_REWARD, lane] = reward_of[out[KIND, lane]]
-    for lane in range(n_lanes):
-        out[KIND, lane] = min(out[KIND, lane], 1)
     if always:
         for lane in range(n_lanes):
             values[REWARD, lane] = values[LOGGED_REWARD, lane]
