@@ -239,6 +239,7 @@ def test_data_that_is_in_no_folder_is_refused(shop, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_two_at_once_on_the_same_cells_both_get_the_table_of_one_job(start, shop, tmp_path, undisturbed):
     outs = [tmp_path / "a", tmp_path / "b"]
     processes = [start(shop, out, *PLAN, "--jobs", 2) for out in outs]
@@ -271,7 +272,7 @@ def _kill_worker(process):
 
 
 @needs_proc
-@pytest.mark.parametrize("disturb", [_interrupt, _kill_parent, _kill_worker])
+@pytest.mark.parametrize("disturb", [_interrupt, pytest.param(_kill_parent, marks=pytest.mark.slow), _kill_worker])
 def test_stopped_in_mid_training_no_process_stays_and_the_same_command_finishes(
     start, shop, tmp_path, undisturbed, disturb
 ):

@@ -83,9 +83,17 @@ def test_a_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others(log, 
     assert not torch.equal(first.policy.item_table, other.policy.item_table)
 
 
-@pytest.mark.parametrize("preset", ["practical", "paper"])
-@pytest.mark.parametrize("name", ["a3c-f", "irn-p"])
-@pytest.mark.parametrize("stopped_in", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("name", "preset", "stopped_in"),
+    [
+        ("a3c-f", "practical", 1),
+        ("a3c-f", "paper", 1),
+        ("irn-p", "practical", 0),
+        ("irn-p", "practical", 1),
+        ("irn-p", "practical", 3),
+        ("irn-p", "paper", 1),
+    ],
+)
 def test_training_that_was_interrupted_ends_as_if_left_alone(log, tmp_path, name, preset, stopped_in):
     config = small(name, preset)
     (tmp_path / "whole").mkdir()
