@@ -42,7 +42,8 @@ class ReplaySource:
                 f"among {self.log.n_sessions} sessions; prepare it with --min-session-length 2"
             )
         self.shuffled = options.order == "shuffled"
-        self.orders_kept = 64
+        # A queue and a single lane go from pass to pass and never look back.
+        self.orders_kept = 2
         """Orders of passes in memory, [S'] int64 each; the oldest goes when another is drawn."""
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 

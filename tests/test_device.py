@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 DATA = Path(os.environ.get("SESSIONGYM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 N = 5
 """Few items, so that actions hit."""
-ORDERS = 64
-"""Permutations: more than any test here has passes, but the one about them."""
+ORDERS = 400
+"""Permutations: more than any test here has passes (36 steps of 20 lanes over 2 sessions), but the one about them."""
 INFO = ("logged_action", "logged_kind", "logged_reward", "session", "pass")
 NO_GPU = "CUDA graphs need a CUDA device, and torch sees none here"
 """Why a test that is about CUDA itself is skipped."""

@@ -373,6 +373,13 @@ def test_a_shuffled_pass_has_every_session_once_in_a_new_order_from_the_seed(log
     assert passes(3) == [first, second] and passes(4) != [first, second]
 
 
+@pytest.mark.parametrize("n_lanes", [1, B, 200])
+def test_the_orders_of_passes_gone_by_are_forgotten(log, n_lanes):
+    env = ReplayVectorEnv(log, n_lanes, order="shuffled")
+    play(env, 3000 // n_lanes)
+    assert env._order.upcoming[:, 1].max() > 5 and len(env._source._orders) <= 2
+
+
 @pytest.mark.parametrize("assignment", ["queue", "strided"])
 @pytest.mark.parametrize("order", ["chronological", "shuffled"])
 def test_a_seed_restarts_bit_for_bit_and_no_seed_goes_on(log, assignment, order):
