@@ -27,7 +27,7 @@ from .replay_options import NO_KIND, ReplayOptions, reconfigured
 from .replay_source import Assignment, ReplaySource, order_seed
 
 _STEP = np.dtype("i4, i4, f4, u1, ?, ?, u1")
-_STEP.names = ("item", "action", "reward", "kind", "start", "done", "unused")
+_STEP.names = ("item", "action", "reward", "kind", "start", "done", "item_kind")
 """What consuming an event tells, as the fields of `DeviceRollout`; `_columns` knows their places."""
 
 _RECORD = torch.complex128
@@ -53,6 +53,8 @@ class DeviceRollout:
     """float32, logged reward of that event."""
     done: Tensor
     """bool, that event ends the session."""
+    item_kind: Tensor
+    """uint8, kind of the event that brought the newest item."""
     observation: Tensor | None = None
     """[T, B, W] int32, the items of the state, where they were asked for."""
 
@@ -382,6 +384,7 @@ def _records(source: ReplaySource, events: np.ndarray, offset: np.ndarray) -> np
     consumed = events[~is_first]
     records = np.zeros(len(consumed), dtype=_STEP)
     records["item"], records["action"] = source.item[events[~is_last]], source.item[consumed]
+    records["item_kind"] = source.kind[events[~is_last]]
     records["kind"], records["reward"] = source.kind[consumed], source.reward_of[source.worth[consumed]]
     records["start"], records["done"] = is_first[~is_last], is_last[~is_first]
     return records
@@ -397,6 +400,7 @@ def _columns(records: Tensor) -> dict[str, Tensor]:
         "kind": element.view(torch.uint8)[..., 12],
         "start": element.view(torch.bool)[..., 13],
         "done": element.view(torch.bool)[..., 14],
+        "item_kind": element.view(torch.uint8)[..., 15],
     }
 
 

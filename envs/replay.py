@@ -321,14 +321,17 @@ class ReplayVectorEnv(VectorEnv):
             kind=np.empty(shape, np.uint8),
             reward=np.empty(shape, np.float32),
             done=np.empty(shape, bool),
+            item_kind=np.empty(shape, np.uint8),
         )
+        assert out.item_kind is not None
         source, order, by_lane = self._source, self._order, self.assignment == "strided"
         ended = np.empty(self.num_envs, np.int64)
         for t in range(n_steps):
             order.ready()
             n_ended = roll_lanes(
                 source.item, source.worth, source.offset, source.reward_of, self._state, order.upcoming, order.at,
-                by_lane, out.item[t], out.start[t], out.action[t], out.kind[t], out.reward[t], out.done[t], ended,
+                by_lane, out.item[t], out.item_kind[t], out.start[t], out.action[t], out.kind[t], out.reward[t],
+                out.done[t], ended,
             )  # fmt: skip
             order.taken(ended[:n_ended])
         self._ring_is_current = False

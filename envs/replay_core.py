@@ -183,14 +183,15 @@ def step_lanes_numpy(
 
 
 @njit(cache=True)
-def roll_lanes(item, worth, offset, reward_of, state, upcoming, at, by_lane, newest, start, action, kind, reward, done,
-               ended):  # fmt: skip
+def roll_lanes(item, worth, offset, reward_of, state, upcoming, at, by_lane, newest, newest_kind, start, action, kind,
+               reward, done, ended):  # fmt: skip
     """One step of every lane as a `Rollout` has it, SAME_STEP; the outputs are rows [B]. Returns how many ended."""
     n_ended = 0
     for lane in range(state.shape[1]):
         event = state[CURSOR, lane] + 1
         session = state[SESSION, lane]
         newest[lane] = item[event - 1]
+        newest_kind[lane] = min(worth[event - 1], 1)
         start[lane] = event - 1 == offset[session]
         action[lane] = item[event]
         kind[lane] = min(worth[event], 1)

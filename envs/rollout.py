@@ -32,6 +32,8 @@ class Rollout:
     """float32, logged reward of that event."""
     done: np.ndarray
     """bool, that event ends the session."""
+    item_kind: np.ndarray | None = None
+    """uint8, kind of the event that brought the newest item; None where the observations do not tell kinds."""
     sampled_action: np.ndarray | None = None
     """int32, what the agent did, where it acted."""
     log_probability: np.ndarray | None = None
@@ -81,14 +83,14 @@ def logged(info: Mapping[str, Any]) -> Logged:
 class RolloutCollector:
     """Rollouts from any vector environment whose observations are windows of items and whose info carries `logged_*`.
 
-    `act` maps observations [B, W] int32 to (actions [B], log-probabilities [B] or None). The environment must reset a
+    `act` maps observations, [B, W] int32 or with ``kinds=True`` a dict of them and of kinds, to (actions [B], log-probabilities [B] or None). The environment must reset a
     lane in the step that ends it (``AutoresetMode.SAME_STEP``), or its steps would not all be events.
     """
 
     def __init__(
         self,
         env: VectorEnv,
-        act: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]],
+        act: Callable[[Any], tuple[np.ndarray, np.ndarray | None]],
         seed: int | None = None,
     ) -> None:
         mode = env.metadata.get("autoreset_mode")
@@ -101,15 +103,19 @@ class RolloutCollector:
     def rollout(self, n_steps: int) -> Rollout:
         """The next `n_steps` steps of every lane, [T, B]."""
         rows: list[tuple[np.ndarray, ...]] = []
+        newest_kinds: list[np.ndarray] = []
         samples: list[np.ndarray] = []
         log_probabilities: list[np.ndarray] = []
         for _ in range(n_steps):
             action, log_probability = self.act(self.observation)
-            newest, start = self.observation[:, -1].copy(), self.start
+            newest, newest_kind = _newest(self.observation)
+            start = self.start
             self.observation, _, terminated, truncated, info = self.env.step(action)
             event = logged(info)
             done = np.logical_or(terminated, truncated)
             rows.append((newest, start, event.action, event.kind, event.reward, done))
+            if newest_kind is not None:
+                newest_kinds.append(newest_kind)
             samples.append(np.asarray(action))
             if log_probability is not None:
                 log_probabilities.append(log_probability)
@@ -122,6 +128,14 @@ class RolloutCollector:
             kind=kind.astype(np.uint8),
             reward=reward.astype(np.float32),
             done=done,
+            item_kind=np.stack(newest_kinds).astype(np.uint8) if newest_kinds else None,
             sampled_action=np.stack(samples).astype(np.int32),
             log_probability=np.stack(log_probabilities).astype(np.float32) if log_probabilities else None,
         )
+
+
+def _newest(observation: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """[B] items and kinds of the newest events, copied: the environment may write into its arrays again."""
+    if isinstance(observation, Mapping):
+        return observation["items"][:, -1].copy(), observation["kinds"][:, -1].copy()
+    return observation[:, -1].copy(), None

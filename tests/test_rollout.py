@@ -10,8 +10,8 @@ from sessiongym.envs.rollout import Rollout, RolloutCollector, logged
 from sessiongym.errors import InputError
 
 N, B = 15, 6
-LOGGED = ("item", "start", "action", "kind", "reward", "done")
-DTYPES = (np.int32, bool, np.int32, np.uint8, np.float32, bool)
+LOGGED = ("item", "start", "action", "kind", "reward", "done", "item_kind")
+DTYPES = (np.int32, bool, np.int32, np.uint8, np.float32, bool, np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def act():
     rng = np.random.default_rng(5)
 
     def act(observation):
-        return rng.integers(0, N, len(observation)), rng.standard_normal(len(observation))
+        return rng.integers(0, N, B), rng.standard_normal(B)
 
     return act
 
@@ -43,6 +43,8 @@ def act():
 def assert_same(found: Rollout, expected: Rollout) -> None:
     for name, dtype in zip(LOGGED, DTYPES, strict=True):
         a, b = getattr(found, name), getattr(expected, name)
+        if a is None:
+            continue
         assert a.dtype == b.dtype == dtype, name
         np.testing.assert_array_equal(a, b, err_msg=name)
 
@@ -52,8 +54,8 @@ OPTIONS = [
     {"assignment": "strided"},
     {"order": "shuffled", "window": 1},
     {"feedback": "logged", "rewards": (0.0, 5.0)},
-    {"density": 0.3, "drop": "event"},
-    {"density": 0.3, "drop": "reward"},
+    {"density": 0.3, "drop": "event", "kinds": True},
+    {"density": 0.3, "drop": "reward", "kinds": True},
     {"density": 0.3, "drop": "click", "terminal_info": False},
 ]
 
@@ -64,7 +66,9 @@ def test_a_rollout_is_what_stepping_gives_call_after_call(log, act, options):
     whole.reset(seed=9)
     collector = RolloutCollector(stepped, act, seed=9)
     for n_steps in (1, 5, 40, 3):
-        assert_same(whole.rollout(n_steps), collector.rollout(n_steps))
+        found = collector.rollout(n_steps)
+        assert_same(found, whole.rollout(n_steps))
+        assert (found.item_kind is not None) == options.get("kinds", False)
 
 
 def test_the_collector_gives_the_same_from_single_environments(log, act):
@@ -99,6 +103,8 @@ def test_a_rollout_walks_each_session_from_its_first_item_to_its_last_event(log)
     np.testing.assert_array_equal(found.item[:, 0], batch.item[state])
     np.testing.assert_array_equal(found.action[:, 0], batch.item[target])
     np.testing.assert_array_equal(found.kind[:, 0], batch.kind[target])
+    assert found.item_kind is not None
+    np.testing.assert_array_equal(found.item_kind[:, 0], batch.kind[state])
     np.testing.assert_array_equal(np.flatnonzero(found.start), np.flatnonzero(np.isin(state, batch.offset)))
     np.testing.assert_array_equal(np.flatnonzero(found.done), np.flatnonzero(np.isin(target + 1, batch.offset)))
 
