@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..envs.log import PURCHASE
+
 _COUNTS = 3
 """An item occurred once, twice, or more often."""
 
@@ -24,9 +26,12 @@ class Bonus(NamedTuple):
 
 
 class CopyHead(nn.Module):
-    """Bonus = gate(state) + how recent the item is among the session's distinct items + how often it occurred."""
+    """Bonus = gate(state) + how recent the item is among the session's distinct items + how often it occurred.
 
-    def __init__(self, hidden_units: int, window: int) -> None:
+    With `kinds`, plus whether it was bought in the window.
+    """
+
+    def __init__(self, hidden_units: int, window: int, kinds: bool = False) -> None:
         super().__init__()
         self.window = window
         # All zero: training starts from the softmax without a bonus.
@@ -34,9 +39,13 @@ class CopyHead(nn.Module):
         self.gate_bias = nn.Parameter(torch.zeros(1))
         self.recency = nn.Parameter(torch.zeros(window))
         self.count = nn.Parameter(torch.zeros(_COUNTS))
+        self.bought = nn.Parameter(torch.zeros(1)) if kinds else None
 
-    def forward(self, hidden: Tensor, window: Tensor, padding: int) -> Bonus:
-        """For states [R, H] whose last items are `window` [R, W], newest last, padded on the left with `padding`."""
+    def forward(self, hidden: Tensor, window: Tensor, padding: int, kinds: Tensor | None = None) -> Bonus:
+        """For states [R, H] whose last items are `window` [R, W], newest last, padded on the left with `padding`.
+
+        `kinds` [R, W] of those events are for a head that tells bought items from clicked ones.
+        """
         real = window != padding
         same = (window.unsqueeze(2) == window.unsqueeze(1)) & real.unsqueeze(2)
         # later[i, j]: place j is newer than place i. An item counts once, at its newest place.
@@ -47,6 +56,9 @@ class CopyHead(nn.Module):
         count = same.sum(dim=2).clamp_(1, _COUNTS) - 1
         gate = nn.functional.linear(hidden, self.gate_weight, self.gate_bias)
         amount = gate + self.recency[rank.clamp(min=0)] + self.count[count]
+        if self.bought is not None and kinds is not None:
+            bought = (same & (kinds == PURCHASE).unsqueeze(1)).any(dim=2)
+            amount = amount + self.bought * bought
         return Bonus(window.masked_fill(~newest, 0), amount * newest)
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .copying import Bonus, CopyHead
+from ..envs.replay_options import NO_KIND
+from .copying import Bonus, CopyHead, window_stream
 from .recurrent import lstm_step, lstm_unroll
+
+N_KINDS = 2
+"""Click and purchase."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,25 @@ class NetworkConfig:
     """Share of zeroed entries in the item embeddings and before the output layer, in training only."""
     copy_window: int = 0
     """W: the logits of the last W items of the session get a learned bonus; 0: no copy head."""
+    kinds: bool = False
+    """Feed whether an event was a click or a purchase, beside its item."""
+
+
+class SessionState(NamedTuple):
+    """What a policy knows of sessions so far; the leading dimensions [...] are lanes [B], steps and lanes, or rows."""
+
+    hidden: Tensor
+    """[..., H]"""
+    cell: Tensor
+    """[..., H]"""
+    window: Tensor | None = None
+    """[..., W] int64, the last items, newest last, padded with N on the left; for a copy head."""
+    window_kind: Tensor | None = None
+    """[..., W] uint8, their kinds, padded with `NO_KIND`; for a copy head of a network with kinds."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> SessionState:
+        """`function` of each tensor."""
+        return SessionState(*(None if part is None else function(part) for part in self))
 
 
 class RecurrentPolicy(nn.Module):
@@ -42,70 +67,119 @@ class RecurrentPolicy(nn.Module):
         self.w_ih = None if dim is None else xavier(4 * hidden, dim)
         self.w_hh = xavier(4 * hidden, hidden)
         self.gate_bias = nn.Parameter(torch.zeros(4 * hidden))
+        self.kind_table = xavier(N_KINDS, 4 * hidden) if config.kinds else None
         tied_dim = dim if config.tied else None
         self.projection = xavier(tied_dim, hidden) if tied_dim is not None and tied_dim != hidden else None
         self.output_table = None if config.tied else xavier(n_items, hidden)
         self.output_bias = nn.Parameter(torch.zeros(n_items))
         self.value_weight = xavier(1, hidden)
         self.value_bias = nn.Parameter(torch.zeros(1))
-        self.copy_head = CopyHead(hidden, config.copy_window) if config.copy_window else None
+        self.copy_head = CopyHead(hidden, config.copy_window, config.kinds) if config.copy_window else None
+        self.before_lookup: Callable[[Tensor], None] | None = None
+        """Called with the items whose rows of `item_table` are about to be read; with it, the gradient of those rows is
+        a sparse tensor. For an optimiser of tables (`nn.optimizer.TableAdam`), where the output layer is not tied."""
 
     @property
     def output_weight(self) -> Tensor:
         """[N, D] rows of the output layer."""
         return self.item_table if self.output_table is None else self.output_table
 
-    def initial_state(self, n_lanes: int) -> tuple[Tensor, Tensor]:
-        """Zero (h, c), [B, H] each."""
+    def initial_state(self, n_lanes: int) -> SessionState:
+        """The state of B sessions without an event."""
         zeros = self.w_hh.new_zeros(n_lanes, self.config.hidden_units)
-        return zeros, zeros.clone()
-
-    def input_gates(self, items: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """What items [...] contribute to the gates, [..., 4H]; a generator switches dropout on."""
-        rows = nn.functional.embedding(items, self.item_table)
-        if self.w_ih is None:
-            return rows + self.gate_bias
-        return nn.functional.linear(self._dropped(rows, generator), self.w_ih, self.gate_bias)
+        width = self.config.copy_window
+        if width == 0:
+            return SessionState(zeros, zeros.clone())
+        window = torch.full((n_lanes, width), self.n_items, device=zeros.device)
+        kinds = torch.full((n_lanes, width), NO_KIND, dtype=torch.uint8, device=zeros.device)
+        return SessionState(zeros, zeros.clone(), window, kinds if self.config.kinds else None)
 
     def unroll(
         self,
         items: Tensor,
         start: Tensor,
-        state: tuple[Tensor, Tensor],
+        state: SessionState,
+        kinds: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Hidden and cell states [T, B, H] after each of `items` [T, B]; zeroed before an item where `start` is set."""
-        return lstm_unroll(self.input_gates(items, generator), self.w_hh, *state, start)
+    ) -> SessionState:
+        """States [T, B, ...] after each of `items` [T, B]; a session begins where `start` [T, B] is set.
 
-    def step(self, items: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The state [B, H] after one more item [B] each."""
-        return lstm_step(self.input_gates(items), self.w_hh, *state)
+        `kinds` [T, B] of the events are needed by a network with kinds; a generator switches dropout on.
+        """
+        gates = self._input_gates(items, kinds, generator)
+        hidden, cell = lstm_unroll(gates, self.w_hh, state.hidden, state.cell, start)
+        window = window_kind = None
+        if state.window is not None:
+            window = window_stream(state.window, items, start, self.n_items)
+        if state.window_kind is not None and kinds is not None:
+            window_kind = window_stream(state.window_kind, kinds.to(torch.uint8), start, NO_KIND)
+        return SessionState(hidden, cell, window, window_kind)
+
+    def encode(
+        self, windows: Tensor, kinds: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> SessionState:
+        """States [R, ...] of sessions whose last items are `windows` [R, L], padded with N on the left.
+
+        What a session holds beyond its last L items is forgotten. `kinds` [R, L] as `unroll` takes them.
+        """
+        real = (windows != self.n_items).t()
+        # The state is zeroed before the first real item, so what the padding leaves behind is of no account.
+        start = real & ~torch.cat([torch.zeros_like(real[:1]), real[:-1]])
+        items = windows.t().where(real, 0)
+        kinds = None if kinds is None else kinds.t().where(real, 0)
+        states = self.unroll(items, start, self.initial_state(len(windows)), kinds, generator)
+        return states.map(lambda part: part[-1])
+
+    def step(self, items: Tensor, state: SessionState, kinds: Tensor | None = None) -> SessionState:
+        """The states [B, ...] after one more item [B] each; a click where `kinds` [B] are not given."""
+        if self.config.kinds and kinds is None:
+            kinds = torch.zeros_like(items)
+        hidden, cell = lstm_step(self._input_gates(items, kinds), self.w_hh, state.hidden, state.cell)
+        window, window_kind = state.window, state.window_kind
+        if window is not None:
+            window = torch.cat([window[:, 1:], items.unsqueeze(1)], dim=1)
+        if window_kind is not None and kinds is not None:
+            window_kind = torch.cat([window_kind[:, 1:], kinds.to(torch.uint8).unsqueeze(1)], dim=1)
+        return SessionState(hidden, cell, window, window_kind)
 
     def features(self, hidden: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """What the output layer multiplies, [..., D]."""
         hidden = self._dropped(hidden, generator)
         return hidden if self.projection is None else nn.functional.linear(hidden, self.projection)
 
-    def bonus(self, hidden: Tensor, window: Tensor | None) -> Bonus | None:
-        """What the copy head adds in states [R, H] whose last items are `window` [R, W]; None without a copy head."""
-        if self.copy_head is None or window is None:
+    def bonus(self, state: SessionState) -> Bonus | None:
+        """What the copy head adds to the logits of states [R, ...]; None without a copy head."""
+        if self.copy_head is None or state.window is None:
             return None
-        return self.copy_head(hidden, window, self.n_items)
+        return self.copy_head(state.hidden, state.window, self.n_items, state.window_kind)
 
-    def logits(self, hidden: Tensor, window: Tensor | None) -> Tensor:
-        """[R, N] of the states [R, H] whose last items are `window` [R, W], which only a copy head needs."""
-        logits = nn.functional.linear(self.features(hidden), self.output_weight, self.output_bias)
-        bonus = self.bonus(hidden, window)
+    def logits(self, state: SessionState) -> Tensor:
+        """[R, N] of the states [R, ...]."""
+        logits = nn.functional.linear(self.features(state.hidden), self.output_weight, self.output_bias)
+        bonus = self.bonus(state)
         return logits if bonus is None else logits.scatter_add(1, bonus.item, bonus.amount)
 
-    def logit_of(self, hidden: Tensor, items: Tensor) -> Tensor:
+    def logit_of(self, state: SessionState, items: Tensor) -> Tensor:
         """[...] the logit of one item each, without computing the others and without the bonus of the copy head."""
         rows = nn.functional.embedding(items, self.output_weight)
-        return (self.features(hidden) * rows).sum(-1) + self.output_bias[items]
+        return (self.features(state.hidden) * rows).sum(-1) + self.output_bias[items]
 
     def value(self, hidden: Tensor) -> Tensor:
         """[...] V of each state."""
         return nn.functional.linear(hidden, self.value_weight, self.value_bias).squeeze(-1)
+
+    def _input_gates(self, items: Tensor, kinds: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+        """What items [...] of `kinds` [...] contribute to the gates, [..., 4H]."""
+        if self.before_lookup is not None:
+            self.before_lookup(items)
+        rows = nn.functional.embedding(items, self.item_table, sparse=self.before_lookup is not None)
+        bias = self.gate_bias
+        if self.kind_table is not None:
+            assert kinds is not None
+            bias = nn.functional.embedding(kinds.long(), self.kind_table + bias)
+        if self.w_ih is None:
+            return rows + bias
+        return nn.functional.linear(self._dropped(rows, generator), self.w_ih) + bias
 
     def _dropped(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         if generator is None or self.config.dropout == 0:

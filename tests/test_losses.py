@@ -3,7 +3,7 @@
 import pytest
 import torch
 from sessiongym.nn.copying import Bonus
-from sessiongym.nn.losses import weighted_negative_log_likelihood
+from sessiongym.nn.losses import entropy_regularised_loss, weighted_negative_log_likelihood
 
 R, D, N, W = 6, 3, 7, 4
 
@@ -82,3 +82,55 @@ def test_logits_far_apart_stay_finite(case):
     loss.backward()
     assert torch.isfinite(loss)
     assert all(torch.isfinite(rows[name].grad).all() for name in ("features", "weight", "bias"))
+    assert loss.item() == pytest.approx(
+        -(rows["row_weight"] * _log_softmax(rows)[torch.arange(R), rows["target"]]).sum()
+    )
+
+
+def _log_softmax(rows):
+    return torch.log_softmax(torch.nn.functional.linear(rows["features"], rows["weight"], rows["bias"]), 1).detach()
+
+
+ENTROPY_WEIGHT = torch.tensor([0.1, 0.0, 2.0, 0.5, -0.25, 1.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("with_bonus", [False, True])
+def test_the_entropy_and_its_gradient_equal_torch_autograd(case, with_bonus):
+    rows, amount = case
+    leaves = [rows["features"], rows["weight"], rows["bias"], *([amount] if with_bonus else [])]
+    logits = torch.nn.functional.linear(rows["features"], rows["weight"], rows["bias"])
+    if with_bonus:
+        logits = logits.scatter_add(1, _bonus_item(), amount)
+    log_p = torch.log_softmax(logits, 1)
+    entropy = -(log_p.exp() * log_p).sum(1)
+    expected_log_probability = log_p[torch.arange(R), rows["target"]]
+    expected = -(rows["row_weight"] * expected_log_probability + ENTROPY_WEIGHT * entropy).sum()
+    expected_gradients = torch.autograd.grad(3 * expected, leaves)
+
+    bonus = Bonus(_bonus_item(), amount) if with_bonus else None
+    loss, log_probability, found_entropy = entropy_regularised_loss(**rows, entropy_weight=ENTROPY_WEIGHT, bonus=bonus)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(log_probability, expected_log_probability)
+    torch.testing.assert_close(found_entropy, entropy)
+    assert not found_entropy.requires_grad and not log_probability.requires_grad
+    for found, gradient in zip(torch.autograd.grad(3 * loss, leaves), expected_gradients, strict=True):
+        torch.testing.assert_close(found, gradient)
+
+
+def test_an_entropy_weight_of_zero_changes_nothing(case):
+    rows, _ = case
+    leaves = [rows["features"], rows["weight"], rows["bias"]]
+    plain, _ = weighted_negative_log_likelihood(**rows)
+    loss, _, _ = entropy_regularised_loss(**rows, entropy_weight=torch.zeros(R, dtype=torch.float64))
+    torch.testing.assert_close(loss, plain)
+    for a, b in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(plain, leaves), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_frozen_inputs_get_no_gradient_and_the_others_the_same(case):
+    rows, _ = case
+    expected = torch.autograd.grad(weighted_negative_log_likelihood(**rows)[0], rows["features"])
+    rows["weight"], rows["bias"] = rows["weight"].detach(), rows["bias"].detach()
+    weighted_negative_log_likelihood(**rows)[0].backward()
+    assert torch.equal(rows["features"].grad, expected[0])
+    assert rows["weight"].grad is None and rows["bias"].grad is None

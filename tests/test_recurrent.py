@@ -58,16 +58,17 @@ def test_unrolls_that_carry_the_state_equal_one_long_unroll(case, cut):
     torch.testing.assert_close(torch.cat([first[1], second[1]]), cell)
 
 
-def test_a_session_without_resets_equals_torch_lstm_in_value_and_gradient(case):
-    _, w_hh, h, c, _ = case
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_session_without_resets_equals_torch_lstm_in_value_and_gradient(case, dtype):
+    _, w_hh, h, c, _ = (x.to(dtype) for x in case)
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(T, B, 6, generator=generator, dtype=torch.float64)
-    w_ih = torch.randn(4 * H, 6, generator=generator, dtype=torch.float64)
-    bias = torch.randn(4 * H, generator=generator, dtype=torch.float64)
-    weight = torch.randn(T, B, H, generator=generator, dtype=torch.float64)
+    x = torch.randn(T, B, 6, generator=generator, dtype=dtype)
+    w_ih = torch.randn(4 * H, 6, generator=generator, dtype=dtype)
+    bias = torch.randn(4 * H, generator=generator, dtype=dtype)
+    weight = torch.randn(T, B, H, generator=generator, dtype=dtype)
     # torch orders the gates input, forget, candidate, output; ours are input, forget, output, candidate.
     order = torch.cat([torch.arange(2 * H), torch.arange(3 * H, 4 * H), torch.arange(2 * H, 3 * H)])
-    reference = torch.nn.LSTM(6, H, dtype=torch.float64)
+    reference = torch.nn.LSTM(6, H, dtype=dtype)
     with torch.no_grad():
         reference.weight_ih_l0.copy_(w_ih[order])
         reference.weight_hh_l0.copy_(w_hh[order])
@@ -87,3 +88,48 @@ def test_a_session_without_resets_equals_torch_lstm_in_value_and_gradient(case):
     torch.testing.assert_close(w_ih.grad[order], reference.weight_ih_l0.grad)
     torch.testing.assert_close(w_hh.grad[order], reference.weight_hh_l0.grad)
     torch.testing.assert_close(bias.grad[order], reference.bias_ih_l0.grad)
+
+
+@pytest.mark.parametrize("lanes, units", [(1, 1), (3, 7), (16, 64)])
+def test_float32_is_float64_to_its_resolution_in_value_and_gradient(lanes, units):
+    # float32 on the CPU runs compiled loops, float64 torch's operations.
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    inputs = [draw(T, lanes, 4 * units), draw(4 * units, units) / units**0.5, draw(lanes, units), draw(lanes, units)]
+    start = torch.rand(T, lanes, generator=generator) < 0.3
+    d_hidden, d_cell = draw(T, lanes, units), draw(T, lanes, units)
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in inputs]
+        outputs = lstm_unroll(*leaves, start)
+        gradients = torch.autograd.grad(outputs, leaves, (d_hidden.to(dtype), d_cell.to(dtype)))
+        found[dtype] = [*outputs, *gradients]
+    for single, double in zip(*found.values(), strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=2e-5, atol=2e-5)
+
+
+def test_small_activations_keep_their_relative_precision_and_large_ones_saturate():
+    # One unit whose candidate gate alone varies: c = i g with i = 1, so c is tanh of the gate.
+    gate = torch.cat([torch.logspace(-30, 2, 65), -torch.logspace(-30, 2, 65)])
+    gates = torch.stack([torch.full_like(gate, 100.0), torch.zeros_like(gate), torch.full_like(gate, -1e4), gate], 1)
+    zero = torch.zeros(len(gate), 1)
+    hidden, cell = lstm_step(gates, torch.zeros(4, 1), zero, zero)
+    torch.testing.assert_close(cell[:, 0].double(), torch.tanh(gate.double()), rtol=1e-6, atol=0)
+    assert torch.all(hidden.abs() < 1e-30)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("used", [0, 1])
+def test_an_output_that_nobody_uses_counts_as_one_of_gradient_zero(case, used, dtype):
+    *inputs, start = case
+    inputs = [x.to(dtype).requires_grad_() for x in inputs]
+    weight = torch.zeros(2, dtype=dtype)
+    weight[used] = 1
+    hidden, cell = lstm_unroll(*inputs, start)
+    expected = torch.autograd.grad((weight[0] * hidden).sum() + (weight[1] * cell).sum(), inputs)
+    found = torch.autograd.grad(lstm_unroll(*inputs, start)[used].sum(), inputs)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
