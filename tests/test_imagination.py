@@ -1,7 +1,8 @@
-"""What is imagined: drawn without replacement from a frozen policy, blind to the future, and what its loss teaches."""
+"""What is imagined: drawn from a frozen policy by the law that was asked for, and blind to the future."""
 
 import os
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,123 +10,246 @@ import pytest
 import torch
 from sessiongym.agents.a3c import A3CLearner
 from sessiongym.agents.config import AgentConfig
-from sessiongym.agents.imagination.core import ImaginationCore
-from sessiongym.agents.imagination.executor import logit_bias_share, reconstruction_loss
-from sessiongym.agents.imagination.planner import TrajectoryManager
+from sessiongym.agents.imagination import (
+    ImaginationCore,
+    SeenItems,
+    TrajectoryManager,
+    distillation_loss,
+    logit_bias_share,
+)
+from sessiongym.agents.imagination import sampling as kernels
+from sessiongym.agents.imagination.sampling import sample_items
 from sessiongym.agents.probes import probe
 from sessiongym.agents.recurrent import RecurrentAgent
 from sessiongym.envs.replay import ReplayVectorEnv
 from sessiongym.envs.sources.options import PrepareOptions, TableFormat
 from sessiongym.envs.sources.table import prepare_table
+from sessiongym.errors import InputError
 from sessiongym.evaluate.events import purchase_recall
-from sessiongym.nn.copying import window_stream
 from sessiongym.nn.policy import NetworkConfig, RecurrentPolicy
+from torch import nn
 
 DATA = Path(os.environ.get("SESSIONGYM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 
 N, H, W = 6, 4, 3
+WAYS = [kernels._by_inverse_cdf, kernels._by_gumbel_noise]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture
 def policy():
-    generator = torch.Generator().manual_seed(3)
-    policy = RecurrentPolicy(N, NetworkConfig(hidden_units=H, embedding_dim=H, tied=True, copy_window=W), generator)
+    policy = RecurrentPolicy(N, NetworkConfig(hidden_units=H, embedding_dim=H, tied=True, copy_window=W), seeded(3))
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+            parameter.copy_(torch.randn(parameter.shape, generator=seeded(parameter.numel())))
     return policy
 
 
 @pytest.fixture
 def core(policy):
-    return ImaginationCore(policy, 2, torch.Generator().manual_seed(0))
+    return ImaginationCore(policy, seeded())
 
 
-def _states(n_states, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    window = torch.randint(N, (n_states, W), generator=generator)
-    return (torch.randn(n_states, H, generator=generator), torch.randn(n_states, H, generator=generator)), window
-
-
-def _flatten(policy):
-    """Every outcome often enough for a chi-square test, and still far from equal."""
+def states(policy, n_states, seed=1):
+    items = torch.randint(N, (4, n_states), generator=seeded(seed))
     with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.mul_(0.4)
+        return policy.unroll(items, torch.zeros(items.shape, dtype=torch.bool), policy.initial_state(n_states)).map(
+            lambda part: part[-1]
+        )
 
 
-def test_first_items_follow_the_law_of_drawing_without_replacement(core):
+class OneOrTwoAhead(nn.Module):
+    """After item i come i + 1 or i + 2, around a circle of 12; nothing else can."""
+
+    def step(self, items, state):
+        return (items,)
+
+    def logits(self, state):
+        ahead = (torch.arange(12) - state[0].unsqueeze(1)) % 12
+        return torch.where((ahead == 1) | (ahead == 2), 0.0, -torch.inf)
+
+
+def chi_square(observed, expected):
+    assert expected.min() > 5
+    return ((observed - expected) ** 2 / expected).sum()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_distinct_items_follow_the_law_of_drawing_without_replacement(way):
     n_draws = 40_000
-    _flatten(core.policy)
-    (h, c), window = _states(1)
-    p = core.policy.logits(h, window).softmax(1)[0].detach().double().numpy()
-    state = h.expand(n_draws, H), c.expand(n_draws, H)
-    first, second = core.first_items(state, window.expand(n_draws, W), 2).numpy()
+    logits = torch.tensor([0.3, -1.0, 0.8, 0.0, -0.5, 1.2])
+    p = logits.softmax(0).double().numpy()
+    first, second = way(logits.expand(n_draws, N), 2, True, seeded()).numpy()
     assert (first != second).all()
     expected = n_draws * p[:, None] * p[None] / (1 - p[:, None])
-    np.fill_diagonal(expected, 0)
     observed = np.bincount(first * N + second, minlength=N * N).reshape(N, N)
     off = ~np.eye(N, dtype=bool)
-    assert expected[off].min() > 5
-    chi_square = ((observed - expected)[off] ** 2 / expected[off]).sum()
     # The 99.9 % quantile of chi-square with 30 - 1 degrees of freedom.
-    assert chi_square < 58.3
+    assert chi_square(observed[off], expected[off]) < 58.3
 
 
-def test_next_items_follow_the_policy(core):
+@pytest.mark.parametrize("way", WAYS)
+def test_independent_items_follow_the_product_of_their_laws(way):
     n_draws = 40_000
-    _flatten(core.policy)
-    (h, c), window = _states(1)
-    p = core.policy.logits(h, window).softmax(1)[0].detach().double().numpy()
-    items = core.next_items((h.expand(n_draws, H), c.expand(n_draws, H)), window.expand(n_draws, W)).numpy()
-    expected = n_draws * p
-    assert expected.min() > 5
-    # The 99.9 % quantile of chi-square with 6 - 1 degrees of freedom.
-    assert ((np.bincount(items, minlength=N) - expected) ** 2 / expected).sum() < 20.5
+    logits = torch.tensor([0.3, -1.0, 0.8, 0.0, -0.5, 1.2])
+    p = logits.softmax(0).double().numpy()
+    first, second = way(logits.expand(n_draws, N), 2, False, seeded()).numpy()
+    observed = np.bincount(first * N + second, minlength=N * N)
+    # The 99.9 % quantile of chi-square with 36 - 1 degrees of freedom.
+    assert chi_square(observed, n_draws * np.outer(p, p).ravel()) < 66.6
+
+
+@pytest.mark.parametrize("n_items", [1, 127, 128, 129, 300])
+def test_even_uniforms_draw_every_item_in_exactly_its_share(n_items, monkeypatch):
+    n_draws = 20_000
+    even = (torch.arange(n_draws, dtype=torch.float64) + 0.5) / n_draws
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: even.view(shape))
+    logits = 3 * torch.randn(n_items, generator=seeded())
+    logits[n_items // 2 :: 7] = -torch.inf if n_items > 1 else 0.0
+    observed = np.bincount(sample_items(logits.expand(n_draws, -1), 1, "iid", seeded())[0], minlength=n_items)
+    expected = n_draws * logits.double().softmax(0).numpy()
+    # An interval of the cdf holds its length in even points, one more or one fewer; float32 moves its ends a little.
+    assert np.abs(observed - expected).max() < 1.05
+    assert not observed[torch.isinf(logits).numpy()].any()
+
+
+def test_distinct_items_are_distinct_even_where_the_others_have_no_weight_left():
+    logits = torch.tensor([[0.0, -1000.0, -400.0, -200.0], [-500.0, 0.0, -torch.inf, 500.0]])
+    drawn = sample_items(logits, 3, "gumbel", seeded()).t().tolist()
+    assert drawn == [[0, 3, 2], [3, 1, 0]]
+
+
+def test_the_most_probable_items_come_in_order():
+    logits = torch.randn(9, N, generator=seeded())
+    expected = logits.argsort(dim=1, descending=True)[:, :3].t()
+    assert torch.equal(sample_items(logits, 3, "top-n", seeded()), expected)
+
+
+@pytest.mark.parametrize(
+    ("logits", "n", "message"),
+    [
+        (torch.zeros(1, 2, N), 1, r"expected \[M, N\].*found \(1, 2, 6\)"),
+        (torch.zeros(2, N), 7, "breadth: expected at most the 6 items.*found 7"),
+        (torch.tensor([[0.0, 0.0], [0.0, torch.nan]]), 1, "no NaN, found fewer in row 1"),
+        (torch.tensor([[torch.inf, 0.0]]), 1, "expected 1 or more finite"),
+        (torch.tensor([[0.0, -torch.inf]]), 2, "expected 2 or more finite"),
+    ],
+)
+def test_logits_that_cannot_be_drawn_from_are_refused(logits, n, message):
+    with pytest.raises(InputError, match=message) as error:
+        sample_items(logits, n, "gumbel", seeded())
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("breadth", [2, N])
-def test_the_first_items_of_a_state_are_distinct(core, breadth):
-    state, window = _states(500)
-    items = core.first_items(state, window, breadth).sort(dim=0).values
+def test_the_first_items_of_a_state_are_distinct(policy, core, breadth):
+    items = TrajectoryManager(core, breadth, 1).imagine(states(policy, 500))[0].sort(dim=0).values
+    assert items.shape == (breadth, 500)
     assert (items[1:] != items[:-1]).all()
 
 
-def test_a_trajectory_goes_on_from_the_items_imagined_before(policy):
+@pytest.mark.parametrize("branching", ["gumbel", "iid", "top-n", "tree"])
+def test_every_item_follows_from_the_one_it_continues(branching):
+    core = ImaginationCore(OneOrTwoAhead(), seeded())
+    start = torch.randint(12, (200,), generator=seeded(1))
+    imagined = TrajectoryManager(core, 2, 3, branching).imagine((start,))
+    assert [len(items) for items in imagined] == ([2, 4, 8] if branching == "tree" else [2, 2, 2])
+    before = start.unsqueeze(0)
+    for tau, items in enumerate(imagined):
+        step = (items - before.repeat(len(items) // len(before), 1)) % 12
+        assert ((step == 1) | (step == 2)).all()
+        if len(items) == 2 * len(before) and branching != "iid":
+            assert (items[: len(before)] != items[len(before) :]).all()
+        # Chains choose at every step, on their own.
+        if tau > 0 and branching != "tree":
+            assert 0 < int((step[0] != step[1]).sum()) < 200
+        before = items
+
+
+def test_an_imagined_item_enters_the_window_of_the_copy_head(policy):
     # So peaked that every draw is the best item, which makes the trajectories known.
     with torch.no_grad():
         policy.item_table.mul_(40)
         policy.output_bias.mul_(40)
-    core = ImaginationCore(policy, 1, torch.Generator().manual_seed(0))
-    state, window = _states(50)
-    imagined = TrajectoryManager(breadth=2, depth=3).imagine(core, state, window)
-    assert imagined.shape == (3, 2, 50)
+    core = ImaginationCore(policy, seeded())
+    begin = states(policy, 50)
+    imagined = torch.stack(TrajectoryManager(core, breadth=2, depth=3).imagine(begin))
     n_certain = 0
     with torch.no_grad():
-        for j in range(2):
-            (h, c), w = state, window
-            for tau in range(2):
-                h, c = policy.step(imagined[tau, j], (h, c))
-                w = torch.cat([w[:, 1:], imagined[tau, j][:, None]], 1)
-                best = policy.logits(h, w).softmax(1).max(1)
+        for chain in imagined.unbind(1):
+            state = begin
+            for items, following in pairwise(chain):
+                state = policy.step(items, state)
+                best = policy.logits(state).softmax(1).max(1)
                 certain = best.values > 1 - 1e-6
-                assert torch.equal(imagined[tau + 1, j][certain], best.indices[certain])
+                assert torch.equal(following[certain], best.indices[certain])
                 n_certain += int(certain.sum())
     assert n_certain > 100
 
 
-@pytest.mark.parametrize("reading", ["after", "before", "alone"])
-def test_no_gradient_reaches_the_frozen_policy(policy, core, reading):
-    state, window = _states(7)
-    imagined = TrajectoryManager(2, 2).imagine(core, state, window)
-    assert not imagined.requires_grad
-    reconstruction_loss(policy, state, imagined, reading, 0.99).backward()
-    assert policy.item_table.grad is not None and policy.item_table.grad.any()
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"breadth": 0}, "breadth: expected at least 1"), ({"depth": 0}, "depth: .*"), ({"branching": "x"}, "one of")],
+)
+def test_a_planner_that_makes_no_sense_is_refused(core, wrong, message):
+    with pytest.raises(InputError, match=message):
+        TrajectoryManager(**{"core": core, "breadth": 2, "depth": 2, **wrong})
+
+
+def test_the_same_seed_imagines_the_same_and_draws_from_nowhere_else(policy):
+    def imagine(seed):
+        return torch.stack(TrajectoryManager(ImaginationCore(policy, seeded(seed)), 2, 3).imagine(states(policy, 40)))
+
+    torch.manual_seed(1)
+    untouched = torch.get_rng_state()
+    first = imagine(0)
+    assert torch.equal(torch.get_rng_state(), untouched)
+    torch.manual_seed(2)
+    assert torch.equal(imagine(0), first)
+    assert not torch.equal(imagine(1), first)
+
+
+def test_the_frozen_copy_learns_nothing_until_it_is_refreshed(policy):
+    policy.output_bias.grad = torch.ones(N)
+    core = ImaginationCore(policy.train(), seeded())
     assert all(p.grad is None and not p.requires_grad for p in core.policy.parameters())
+    assert policy.training and not core.policy.training
+    state = states(policy, 3)
+    before = core.policy.logits(state).clone()
+    with torch.no_grad():
+        policy.output_bias += torch.arange(float(N))
+    assert torch.equal(core.policy.logits(state), before)
+    address = core.policy.output_bias.data_ptr()
+    core.refresh(policy)
+    assert torch.equal(core.policy.logits(state), policy.logits(state).detach())
+    assert core.policy.output_bias.data_ptr() == address
 
 
-def test_imagination_never_reads_the_future():
-    config = AgentConfig(hidden_units=H, lanes=3, unroll=6, copy_window=W, imagination_weight=1.0, depth=3)
+def test_a_network_that_is_not_copied_is_distilled_from_the_policy(policy):
+    student = RecurrentPolicy(N, NetworkConfig(hidden_units=2), seeded(8))
+    core = ImaginationCore(student, seeded(), frozen_copy=False)
+    assert core.policy is student
+    teacher, begin = policy.logits(states(policy, 200)), states(student, 200)
+    p = teacher.detach().double().softmax(1)
+    by_hand = -(p * student.logits(begin).double().log_softmax(1)).sum(1).mean()
+    assert distillation_loss(student.logits(begin), teacher).item() == pytest.approx(by_hand.item(), rel=1e-6)
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.05)
+    losses = []
+    for _ in range(100):
+        loss = distillation_loss(student.logits(begin), teacher)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    entropy = float(-(p * p.log()).sum(1).mean())
+    assert entropy < losses[-1] < losses[0]
+    assert all(parameter.grad is None for parameter in policy.parameters())
+
+
+def test_imagination_never_reads_the_future(policy):
     rng = np.random.default_rng(0)
     items = torch.from_numpy(rng.integers(0, N, (12, 3)))
     start = torch.from_numpy(rng.random((12, 3)) < 0.3)
@@ -135,32 +259,74 @@ def test_imagination_never_reads_the_future():
     poisoned_start[known:] = ~start[known:]
 
     def imagine(items, start):
-        learner = A3CLearner(config, N, 0, "cpu")
-        carried, imagined = torch.full((3, W), N), []
+        core = ImaginationCore(policy, seeded())
+        carried, imagined, seen = core.policy.initial_state(3), [], []
         for now in (slice(0, 6), slice(6, 12)):
-            state = learner.imagination.encode(items[now], start[now])
-            windows = window_stream(carried, items[now], start[now], N)
-            carried = windows[-1]
-            state = state[0].flatten(0, 1), state[1].flatten(0, 1)
-            found = learner.planner.imagine(learner.imagination, state, windows.flatten(0, 1))
-            imagined.append(found.unflatten(2, (6, 3)))
-        return torch.cat(imagined, dim=2)
+            with torch.no_grad():
+                real = core.policy.unroll(items[now], start[now], carried)
+            carried = real.map(lambda part: part[-1])
+            rows = real.map(lambda part: part.flatten(0, 1))
+            for found, planner, begin in (
+                (imagined, TrajectoryManager(core, 2, 3), rows),
+                (seen, SeenItems(core.generator, N, 2, 3), rows.window),
+            ):
+                found.append(torch.stack(planner.imagine(begin)).unflatten(2, (6, 3)))
+        return torch.cat(imagined, dim=2), torch.cat(seen, dim=2)
 
-    honest, poisoned = imagine(items, start), imagine(poisoned_items, poisoned_start)
-    assert torch.equal(honest[:, :, :known], poisoned[:, :, :known])
-    assert not torch.equal(honest[:, :, known:], poisoned[:, :, known:])
+    for honest, poisoned in zip(imagine(items, start), imagine(poisoned_items, poisoned_start), strict=True):
+        assert torch.equal(honest[:, :, :known], poisoned[:, :, :known])
+        assert not torch.equal(honest[:, :, known:], poisoned[:, :, known:])
+
+
+def test_seen_items_are_those_of_the_session_distinct_as_far_as_it_goes():
+    windows = torch.tensor([[N, N, N, 2], [N, 4, 1, 4], [0, 3, 5, 1]])
+    imagined = SeenItems(seeded(), N, breadth=3, depth=2).imagine(windows.repeat(500, 1))
+    first, second, third = imagined[0].sort(dim=0).values
+    assert (first[0::3] == 2).all() and (third[0::3] == 2).all()
+    one, four = torch.tensor(1), torch.tensor(4)
+    assert (first[1::3] == one).all() and (third[1::3] == four).all()
+    assert ((second[1::3] == one) | (second[1::3] == four)).all()
+    assert ((first < second) & (second < third))[2::3].all()
+
+
+def test_seen_items_are_drawn_uniformly_from_the_distinct_ones():
+    n_draws = 30_000
+    windows = torch.tensor([[N, 4, 1, 4, 4, 0]]).expand(n_draws, -1)
+    imagined = torch.stack(SeenItems(seeded(), N, breadth=2, depth=2).imagine(windows)).numpy()
+    assert set(np.unique(imagined)) == {0, 1, 4}
+    (first, second), after = imagined[0], imagined[1]
+    pairs = np.bincount(first * N + second, minlength=N * N).reshape(N, N)[np.ix_([0, 1, 4], [0, 1, 4])]
+    assert not pairs.diagonal().any()
+    off = ~np.eye(3, dtype=bool)
+    # The 99.9 % quantiles of chi-square with 6 - 1 and 9 - 1 degrees of freedom.
+    assert chi_square(pairs[off], np.full(6, n_draws / 6)) < 20.5
+    pairs = np.bincount(after[0] * N + after[1], minlength=N * N).reshape(N, N)[np.ix_([0, 1, 4], [0, 1, 4])]
+    assert chi_square(pairs.ravel(), np.full(9, n_draws / 9)) < 26.1
+
+
+@pytest.mark.parametrize(
+    ("windows", "message"),
+    [
+        (torch.zeros(2, 3), r"int64 \[M, W\], found torch.float32 \(2, 3\)"),
+        ((torch.zeros(2),), "found tuple"),
+        (torch.tensor([[N, 1], [N, N]]), r"found padding \(6\) only"),
+    ],
+)
+def test_windows_without_items_are_refused(windows, message):
+    with pytest.raises(InputError, match=message):
+        SeenItems(seeded(), N, 2, 2).imagine(windows)
 
 
 def test_bias_share_is_one_where_the_bias_alone_makes_the_logit_and_zero_without_it(policy):
-    state, _ = _states(9)
+    state = states(policy, 9)
     items = torch.arange(9) % N
     with torch.no_grad():
-        assert 0 < float(logit_bias_share(policy, state[0], items)) < 1
+        assert 0 < float(logit_bias_share(policy, state, items)) < 1
         policy.output_bias.zero_()
-        assert float(logit_bias_share(policy, state[0], items)) == 0
+        assert float(logit_bias_share(policy, state, items)) == 0
         policy.item_table.zero_()
         policy.output_bias.fill_(-2)
-        assert float(logit_bias_share(policy, state[0], items)) == 1
+        assert float(logit_bias_share(policy, state, items)) == 1
 
 
 @pytest.fixture

@@ -3,75 +3,49 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...nn.policy import RecurrentPolicy
+from .sampling import Law, sample_items
+from .state import SequencePolicy, State
 
-State = tuple[Tensor, Tensor]
+Policy = TypeVar("Policy", bound=SequencePolicy)
 
 
-class ImaginationCore:
-    """pi^: a copy of the policy, refreshed now and then, and its own recurrent state over the real sessions.
+class ImaginationCore(Generic[Policy]):
+    """pi^, the environment model: an imagined item is drawn from it and appended to the state, nothing else happens.
 
-    The environment model is static: an imagined item is appended to the state, nothing else happens. No gradient
-    flows through anything here.
+    `policy` is an ``nn.Module`` that is a `SequencePolicy`. pi^ is a frozen copy of it in evaluation mode, or with
+    ``frozen_copy=False`` that very module, for instance a smaller one distilled from the policy. No gradient flows
+    through anything here. Every draw comes from `generator`, on the device of the policy.
     """
 
-    def __init__(self, policy: RecurrentPolicy, n_lanes: int, generator: torch.Generator) -> None:
-        self.policy = copy.deepcopy(policy).requires_grad_(False)
-        self.carried = self.policy.initial_state(n_lanes)
-        self.generator = generator
+    def __init__(self, policy: Policy, generator: torch.Generator, *, frozen_copy: bool = True) -> None:
+        self.policy, self.generator = policy, generator
+        if frozen_copy:
+            self.policy = copy.deepcopy(policy)
+            cast(nn.Module, self.policy).eval().requires_grad_(False).zero_grad(set_to_none=True)
 
-    def refresh(self, policy: RecurrentPolicy) -> None:
-        """Take over the weights of the learning policy; the carried state stays."""
-        self.policy.load_state_dict(policy.state_dict())
-
-    @torch.no_grad()
-    def encode(self, items: Tensor, start: Tensor) -> State:
-        """(h, c) [T, B, H] of pi^ in the real states of `items` [T, B]."""
-        hidden, cell = self.policy.unroll(items, start, self.carried)
-        self.carried = hidden[-1].clone(), cell[-1].clone()
-        return hidden, cell
+    def refresh(self, policy: Policy) -> None:
+        """Take over the weights of the learning policy."""
+        cast(nn.Module, self.policy).load_state_dict(cast(nn.Module, policy).state_dict())
 
     @torch.no_grad()
-    def first_items(self, state: State, window: Tensor | None, breadth: int) -> Tensor:
-        """[n, M] distinct items each, drawn from pi^ without replacement, in the states (h, c) [M, H].
-
-        `window` [M, W]: the last items of each state, for a policy with a copy head.
-
-        The same law as the n largest of log pi^ + Gumbel noise (Kool et al. 2019), from n uniforms a state instead of
-        N Gumbels.
-        """
-        probability = self._probability(state, window)
-        drawn = []
-        for _ in range(breadth):
-            items = self._inverse_cdf(probability)
-            drawn.append(items)
-            probability.scatter_(1, items.unsqueeze(1), 0.0)
-        return torch.stack(drawn)
+    def sample(self, state: State, n: int = 1, law: Law = "gumbel") -> Tensor:
+        """[n, M] items of pi^ in M states, by the laws of `sampling.sample_items`: distinct ones unless it is told."""
+        return sample_items(self.policy.logits(state), n, law, self.generator)
 
     @torch.no_grad()
-    def next_items(self, state: State, window: Tensor | None) -> Tensor:
-        """[M] one item each, drawn from pi^ in the states (h, c) [M, H]."""
-        return self._inverse_cdf(self._probability(state, window))
+    def step(self, items: Tensor, state: State) -> State:
+        """The imagined states: `items` [M] are appended."""
+        return self.policy.step(items, state)
 
-    @torch.no_grad()
-    def step(self, items: Tensor, state: State, window: Tensor | None) -> tuple[State, Tensor | None]:
-        """The imagined state and its window: `items` [M] are appended."""
-        if window is not None:
-            window = torch.cat([window[:, 1:], items.unsqueeze(1)], dim=1)
-        return self.policy.step(items, state), window
 
-    def _probability(self, state: State, window: Tensor | None) -> Tensor:
-        """[M, N] proportional to pi^."""
-        logits = self.policy.logits(state[0], window)
-        return logits.sub_(logits.amax(dim=1, keepdim=True)).exp_()
+def distillation_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Cross-entropy of the student under the softmax of the teacher, both [M, N], mean over rows (section 4.1).
 
-    def _inverse_cdf(self, probability: Tensor) -> Tensor:
-        cdf = probability.cumsum(dim=1)
-        uniform = torch.rand(len(cdf), 1, generator=self.generator, device=cdf.device)
-        # right=True skips items of probability 0, whose cdf equals that of the item before.
-        items = torch.searchsorted(cdf, uniform * cdf[:, -1:], right=True).squeeze(1)
-        return items.clamp_(max=cdf.shape[1] - 1)
+    Nothing is learned by the teacher.
+    """
+    return nn.functional.cross_entropy(student_logits, teacher_logits.detach().softmax(dim=1))
