@@ -44,6 +44,8 @@ class ReplayOptions:
     """The state stops growing after so many events (IRN paper, section 5.5); None: never."""
     order: Order = "chronological"
     """Order of the sessions in a pass; "shuffled" draws a new one each pass from the seed of `reset`."""
+    shard: tuple[int, int] = (0, 1)
+    """(w, W): every W-th playable session from the w-th on, for W processes that share the work; (0, 1): all."""
 
     def __post_init__(self) -> None:
         if self.window < 1:
@@ -58,6 +60,8 @@ class ReplayOptions:
             raise InputError(f"rewards: expected (click, purchase), found {self.rewards!r}")
         if self.cold_start is not None and self.cold_start < 1:
             raise InputError(f"cold_start: expected at least 1 event or None, found {self.cold_start}")
+        if len(self.shard) != 2 or not 0 <= self.shard[0] < self.shard[1]:
+            raise InputError(f"shard: expected (w, W) with 0 <= w < W, found {self.shard!r}")
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> ReplayOptions:

@@ -41,6 +41,13 @@ class ReplaySource:
                 f"log {self.log.path or ''}: expected at least one session of two or more events to replay, found none "
                 f"among {self.log.n_sessions} sessions; prepare it with --min-session-length 2"
             )
+        shard, n_shards = options.shard
+        if len(self.playable) < n_shards:
+            raise InputError(
+                f"shard: expected at most as many shards as there are sessions of two or more events, "
+                f"{len(self.playable)}, found {n_shards}"
+            )
+        self.playable = self.playable[shard::n_shards]
         self.shuffled = options.order == "shuffled"
         # A queue and a single lane go from pass to pass and never look back.
         self.orders_kept = 2
