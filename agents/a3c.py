@@ -1,45 +1,37 @@
 """Advantage actor-critic on logged events (A3C, Mnih et al. 2016; the IRN paper, section 3) with optional imagination.
 
-One synchronous learner: a rollout of T steps of B lanes in, one Adam step out. The controls `lstm` and `lstm-purchase`
-are the same learner with every policy weight 1 and no value loss, which makes the policy loss cross-entropy.
+A rollout of T steps of B lanes in, one Adam step out. The controls `lstm` and `lstm-purchase` are the same learner
+with every policy weight 1 and no value loss, which makes the policy loss cross-entropy.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..envs.rollout import Rollout
 from ..errors import InputError
-from ..nn.copying import window_stream
-from ..nn.losses import weighted_negative_log_likelihood
-from ..nn.policy import NetworkConfig, RecurrentPolicy
+from ..nn.losses import entropy_regularised_loss, weighted_negative_log_likelihood
+from ..nn.optimizer import TableAdam
+from ..nn.policy import NetworkConfig, RecurrentPolicy, SessionState
+from .checkpoint import part_of, prefixed
 from .config import AgentConfig
-from .imagination.core import ImaginationCore
-from .imagination.executor import reconstruction_loss
-from .imagination.planner import TrajectoryManager
-
-
-class Steps(NamedTuple):
-    """A `Rollout` on the learner's device; every tensor [T, B]."""
-
-    item: Tensor
-    start: Tensor
-    action: Tensor
-    reward: Tensor
-    done: Tensor
+from .imagining import Imagining
+from .lanes import LaneStates, Steps
+from .metrics import TrainingMetrics
 
 
 class A3CLearner:
-    """Owns the network, its optimiser, the carried recurrent states and every random draw of the training.
+    """Owns the network, its optimiser, the states of its lanes and every random draw of the training.
 
-    `source` gives the next rollout of T steps of B lanes. Where a return spans several events the learner looks one
-    rollout ahead, so that the end of an unroll is never the end of a return.
+    `source` gives the next rollout of T steps of B lanes. Where a return spans several events the learner looks ahead,
+    so that the end of an unroll is never the end of a return.
     """
 
     def __init__(self, config: AgentConfig, n_items: int, seed: int, device: torch.device | str) -> None:
@@ -49,86 +41,102 @@ class A3CLearner:
         # Weights are drawn on the CPU, so that they do not depend on the device.
         weights = torch.Generator().manual_seed(seed)
         self.policy = RecurrentPolicy(n_items, network_config(config), weights).to(self.device)
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.learning_rate, fused=True)
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.imagination = ImaginationCore(self.policy, config.lanes, self.generator)
-        self.planner = TrajectoryManager(config.breadth, config.depth)
-        self.target = copy.deepcopy(self.policy).requires_grad_(False) if config.bootstrap else None
-        self.looks_ahead = config.bootstrap or config.n_steps > 1
-        self.events = self.refreshed_at = 0
+        self.lanes = LaneStates(self.policy, config.lanes, config.history)
+        self.imagining = Imagining(config, self.policy, self.generator) if config.imagination_weight > 0 else None
+        self.target_lanes = None
+        if config.bootstrap and config.value_target == "frozen":
+            target = copy.deepcopy(self.policy).requires_grad_(False)
+            self.target_lanes = LaneStates(target, config.lanes, config.history)
+        spans = config.n_steps if config.bootstrap else config.n_steps - 1
+        self.n_ahead = -(-spans // config.unroll)
+        """Rollouts that a return may reach into beyond its own."""
+        # Only a table that is not the output layer as well is read by rows, and a GPU steps all rows faster than some.
+        self.tables = ("item_table",) if self.policy.output_table is not None and self.device.type == "cpu" else ()
+        self.optimizer = TableAdam(dict(self.policy.named_parameters()), config.learning_rate, self.tables)
+        if self.tables:
+            self.policy.before_lookup = partial(self.optimizer.catch_up, "item_table")
+        self.counters = torch.zeros(2, dtype=torch.int64)
+        """Training events so far, and the multiple of `refresh_events` that made the last refresh due."""
+        self.counting: AbstractContextManager = nullcontext()
+        """Held where events are counted or a refresh is found due and done: a lock where processes share them."""
         self.total_events: int | None = None
         """Events of the whole training, over which the learning rate falls; None: it stays."""
-        self.totals: dict[str, float] = {}
-        self.advantages: list[Tensor] = []
+        self.metrics = TrainingMetrics(self.device)
+        self.ahead: deque[tuple[Steps, Tensor | None]] = deque()
+        self.begins = False
+
+    @property
+    def events(self) -> int:
+        """Training events so far."""
+        return int(self.counters[0])
 
     def start(self, source: Callable[[int], Rollout]) -> None:
         """Begin an epoch: fresh lanes from `source`, zero states."""
         self.source = source
-        self.carried = self.policy.initial_state(self.config.lanes)
-        width = max(self.config.copy_window, 1)
-        self.window = torch.full((self.config.lanes, width), self.policy.n_items, device=self.device)
-        self.imagination.carried = self.policy.initial_state(self.config.lanes)
-        if self.target is not None:
-            self.target_carried = self.policy.initial_state(self.config.lanes)
-        if self.looks_ahead:
-            self.ahead, self.ahead_value = self._fetch_with_value()
+        for lanes in (self.lanes, self.imagining, self.target_lanes):
+            if lanes is not None:
+                lanes.start()
+        self.ahead.clear()
+        self.begins = True
+
+    def resume(self, source: Callable[[int], Rollout], n_updates: int) -> None:
+        """Go on in an epoch, after `load_state_tensors`; `source` begins it anew and is brought to its place."""
+        self.source = source
+        for _ in range(n_updates + self.n_ahead):
+            source(self.config.unroll)
 
     def update(self) -> None:
         """One rollout, one step of Adam."""
-        config = self.config
-        if self.events - self.refreshed_at >= config.refresh_events:
-            self._refresh()
+        apart = self._refresh_when_due() or self.begins
+        self.begins = False
         steps, returns = self._returns()
-        hidden, cell = self.policy.unroll(steps.item, steps.start, self.carried, self.generator)
-        self.carried = hidden[-1].detach(), cell[-1].detach()
-        flat_hidden, flat_returns = hidden.flatten(0, 1), returns.flatten()
-        windows = self._windows(steps)
-
-        baseline = flat_hidden.detach() if config.value_gradient == "stopped" else flat_hidden
-        value = self.policy.value(baseline)
-        advantage = flat_returns - value
-        loss = config.value_coefficient * advantage.square().mean()
-        loss = loss + self._policy_loss(flat_hidden, windows, steps, flat_returns, advantage.detach())
-        if config.imagination_weight > 0 and self.events >= config.imagination_start:
-            state = self.imagination.encode(steps.item, steps.start)
-            state = state[0].flatten(0, 1), state[1].flatten(0, 1)
-            imagined = self.planner.imagine(self.imagination, state, windows)
-            imagination = reconstruction_loss(
-                self.policy, (flat_hidden, cell.flatten(0, 1)), imagined, config.reconstruction, config.gamma
-            )
-            loss = loss + config.imagination_weight * imagination
-            self._count("imagination_loss", imagination.detach())
-
+        losses = self._losses(steps, returns, apart)
+        loss = torch.stack(list(losses.values())).sum()
+        if apart:
+            self._measure_gradients(losses)
         self._set_learning_rate()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.clip_norm)
-        self.optimizer.step()
-        self.events += steps.item.numel()
-        self._count("value_loss", advantage.detach().square().mean())
-        self._count("gradient_norm", norm)
-        self._count("updates", 1.0)
+        # Purchases are rare: some rollouts have nothing to teach.
+        if loss.requires_grad:
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.metrics.add("gradient_norm", self.optimizer.step(self.config.clip_norm))
+        with self.counting:
+            self.counters[0] += steps.item.numel()
 
-    def _windows(self, steps: Steps) -> Tensor | None:
-        """[T B, W] the last items of each state, where the network has a copy head."""
-        if self.config.copy_window == 0:
-            return None
-        windows = window_stream(self.window, steps.item, steps.start, self.policy.n_items)
-        self.window = windows[-1]
-        return windows.flatten(0, 1)
+    def _losses(self, steps: Steps, returns: Tensor, apart: bool) -> dict[str, Tensor]:
+        """The weighted terms of the loss, each a mean over all T B samples; `apart`: supervised and policy as two."""
+        config = self.config
+        unrolled = self.lanes.advance(steps, self.generator)
+        states = unrolled.map(lambda part: part.flatten(0, 1))
+        losses = {}
+        value = self.policy.value(states.hidden.detach() if config.value_gradient == "stopped" else states.hidden)
+        advantage = returns - value
+        if config.value_coefficient > 0:
+            error = advantage.square()
+            if config.value_at == "reward":
+                error = error * (steps.reward.flatten() > 0)
+            losses["value"] = config.value_coefficient * error.mean()
+            self.metrics.add("value_loss", error.detach().mean())
+        supervised = self.config.supervised_weight
+        if apart and supervised > 0:
+            weight = torch.full_like(returns, supervised)
+            losses["supervised"] = self._likelihood(states, steps.action.flatten(), weight)[0]
+            supervised = 0.0
+        losses["policy"] = self._policy_loss(states, steps, returns, advantage.detach(), supervised)
+        if self.imagining is not None:
+            losses["imagination"], error = self.imagining.loss(self.policy, states, steps, self.events)
+            self.metrics.add("imagination_loss", error, float(self.imagining.weight(self.events) > 0))
+        return losses
 
     def _policy_loss(
-        self, hidden: Tensor, windows: Tensor | None, steps: Steps, returns: Tensor, advantage: Tensor
+        self, states: SessionState, steps: Steps, returns: Tensor, advantage: Tensor, supervised: float
     ) -> Tensor:
-        """-mean over all samples of weight x log pi(logged item); rewardless samples of -P add 0, but count."""
+        """-mean over all samples of weight x log pi(logged item); rewardless samples of -P add 0, but count.
+
+        Cross-entropy on every event is a weight `supervised` of its own on the same log pi.
+        """
         config, action = self.config, steps.action.flatten()
-        if config.policy_at == "reward":
-            # The full softmax is computed only where a reward asks for it.
-            rows = torch.nonzero(steps.reward.flatten() > 0).squeeze(1)
-            if len(rows) == 0:
-                return hidden.new_zeros(())
-            hidden, action, returns, advantage = hidden[rows], action[rows], returns[rows], advantage[rows]
-            windows = None if windows is None else windows[rows]
         match config.policy_weight:
             case "advantage":
                 weight = advantage
@@ -138,117 +146,139 @@ class A3CLearner:
                 weight = returns
             case "one":
                 weight = torch.ones_like(advantage)
-        loss, log_probability = weighted_negative_log_likelihood(
-            self.policy.features(hidden, self.generator),
-            self.policy.output_weight,
-            self.policy.output_bias,
-            action,
-            weight / steps.action.numel(),
-            self.policy.bonus(hidden, windows),
-        )
-        self._count("policy_steps", float(len(action)))
-        self._count("log_probability", log_probability.sum())
+        updated = torch.ones_like(weight)
+        if config.policy_at == "reward":
+            updated = torch.zeros_like(weight).index_fill_(0, steps.rewarded, 1.0)
+            advantage = advantage[steps.rewarded]
+            if supervised == 0:
+                # The full softmax is computed only where a reward asks for it.
+                if len(steps.rewarded) == 0:
+                    return states.hidden.new_zeros(())
+                states = states.map(lambda part: part[steps.rewarded])
+                action, weight, updated = (part[steps.rewarded] for part in (action, weight, updated))
+        loss, log_probability = self._likelihood(states, action, weight * updated + supervised, updated)
+        self.metrics.add("policy_log_probability", (log_probability * updated).sum(), float(len(advantage)))
         if config.value_coefficient > 0:
-            self.advantages.append(advantage)
+            self.metrics.add_advantages(advantage)
         return loss
 
+    def _likelihood(
+        self, states: SessionState, action: Tensor, weight: Tensor, entropy_at: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """-mean over the T B samples of a rollout of weight [R] x log pi(action [R]), and those log pi [R].
+
+        Where `entropy_at` [R] is 1, less the weighted entropy of pi.
+        """
+        config, policy = self.config, self.policy
+        n_samples = config.lanes * config.unroll
+        features, bonus = policy.features(states.hidden, self.generator), policy.bonus(states)
+        output = policy.output_weight, policy.output_bias
+        if entropy_at is None or config.entropy_weight == 0:
+            return weighted_negative_log_likelihood(features, *output, action, weight / n_samples, bonus)
+        entropy_weight = entropy_at * (config.entropy_weight / n_samples)
+        loss, log_probability, _ = entropy_regularised_loss(
+            features, *output, action, weight / n_samples, entropy_weight, bonus
+        )
+        return loss, log_probability
+
+    def _measure_gradients(self, losses: dict[str, Tensor]) -> None:
+        """The norm of the gradient that each term of the loss would have alone."""
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        for name, loss in losses.items():
+            if not loss.requires_grad:
+                continue
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            dense = [g.coalesce().values() if g.is_sparse else g for g in gradients if g is not None]
+            self.metrics.add(f"gradient_norm_{name}", torch.nn.utils.get_total_norm(dense))
+
     def _returns(self) -> tuple[Steps, Tensor]:
-        """The next steps and their returns [T, B]; bootstrapped from V^- of the frozen network where asked."""
+        """The next steps and their returns [T B], bootstrapped where asked."""
         config = self.config
-        if not self.looks_ahead:
-            steps = self._fetch()
-            return steps, steps.reward
-        steps, value = self.ahead, self.ahead_value
-        self.ahead, self.ahead_value = self._fetch_with_value()
-        reward, done = torch.cat([steps.reward, self.ahead.reward]), torch.cat([steps.done, self.ahead.done])
-        bootstrap = None if value is None or self.ahead_value is None else torch.cat([value, self.ahead_value])
-        returns = n_step_return(reward, done, bootstrap, config.n_steps, config.gamma)
-        return steps, returns[: config.unroll]
-
-    def _fetch_with_value(self) -> tuple[Steps, Tensor | None]:
-        steps = self._fetch()
-        return steps, None if self.target is None else self._target_value(steps)
-
-    def _fetch(self) -> Steps:
-        rollout = self.source(self.config.unroll)
-        columns = (getattr(rollout, name) for name in Steps._fields)
-        item, start, action, reward, done = (torch.from_numpy(np.ascontiguousarray(c)).to(self.device) for c in columns)
-        return Steps(item.long(), start, action.long(), reward, done)
+        while len(self.ahead) <= self.n_ahead:
+            steps = Steps.of(self.source(config.unroll), config.kinds, self.device)
+            self.ahead.append((steps, self._frozen_value(steps)))
+        reward, done = (torch.cat([getattr(s, name) for s, _ in self.ahead]) for name in ("reward", "done"))
+        value = None
+        if config.bootstrap:
+            frozen = [v for _, v in self.ahead if v is not None]
+            value = torch.cat(frozen) if frozen else self._online_value()
+        steps, _ = self.ahead.popleft()
+        return steps, n_step_return(reward, done, value, config.n_steps, config.gamma)[: config.unroll].flatten()
 
     @torch.no_grad()
-    def _target_value(self, steps: Steps) -> Tensor:
-        assert self.target is not None
-        hidden, cell = self.target.unroll(steps.item, steps.start, self.target_carried)
-        self.target_carried = hidden[-1].clone(), cell[-1].clone()
-        return self.target.value(hidden)
+    def _frozen_value(self, steps: Steps) -> Tensor | None:
+        """[T, B] V^- of the frozen network, as it was when the steps were fetched."""
+        if self.target_lanes is None:
+            return None
+        return self.target_lanes.policy.value(self.target_lanes.advance(steps).hidden)
+
+    @torch.no_grad()
+    def _online_value(self) -> Tensor:
+        """[(1 + n_ahead) T, B] V of the learning network in all steps at hand."""
+        before = self.lanes.tensors()
+        values = [self.policy.value(self.lanes.advance(steps).hidden) for steps, _ in self.ahead]
+        self.lanes.load_tensors(before)
+        return torch.cat(values)
 
     def _set_learning_rate(self) -> None:
         if self.total_events is not None:
             done = min(self.events / self.total_events, 1.0)
             share = 1.0 - (1.0 - self.config.learning_rate_end) * done
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * share
+            self.optimizer.learning_rate = self.config.learning_rate * share
 
-    def _refresh(self) -> None:
-        self.imagination.refresh(self.policy)
-        if self.target is not None:
-            self.target.load_state_dict(self.policy.state_dict())
-        self.refreshed_at = self.events
-
-    def _count(self, name: str, amount: Tensor | float) -> None:
-        # Summed on the device: reading a scalar every update would make the host wait for it.
-        self.totals[name] = self.totals.get(name, 0.0) + amount  # type: ignore[assignment,operator]
+    def _refresh_when_due(self) -> bool:
+        with self.counting:
+            events, refreshed_at = self.counters.tolist()
+            if events - refreshed_at < self.config.refresh_events:
+                return False
+            self.optimizer.flush()
+            if self.imagining is not None:
+                self.imagining.refresh(self.policy)
+            if self.target_lanes is not None:
+                self.target_lanes.policy.load_state_dict(self.policy.state_dict())
+            # Not `events`: the others count on meanwhile, and from refresh to refresh that would add up.
+            self.counters[1] = events - events % self.config.refresh_events
+            return True
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Everything that the next epoch depends on, by name; the carried states begin anew with it."""
-        tensors = {f"policy.{k}": v for k, v in self.policy.state_dict().items()}
-        tensors |= {f"imagination.{k}": v for k, v in self.imagination.policy.state_dict().items()}
-        if self.target is not None:
-            tensors |= {f"target.{k}": v for k, v in self.target.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{index}.{k}": v for k, v in moments.items()}
-        tensors["generator"] = self.generator.get_state()
-        tensors["counters"] = torch.tensor([self.events, self.refreshed_at])
-        return tensors
+        """Everything that the rest of the training depends on, by name, the place in the epoch included.
+
+        What is left is the environment, which must have given as many rollouts as this learner has taken.
+        """
+        tensors = prefixed("policy", self.policy.state_dict()) | prefixed("lanes", self.lanes.tensors())
+        tensors |= prefixed("adam", self.optimizer.state_tensors())
+        if self.imagining is not None:
+            tensors |= prefixed("imagining", self.imagining.state_tensors())
+        if self.target_lanes is not None:
+            tensors |= prefixed("target", self.target_lanes.policy.state_dict())
+            tensors |= prefixed("target_lanes", self.target_lanes.tensors())
+        for index, (steps, value) in enumerate(self.ahead):
+            tensors |= prefixed(f"ahead.{index}", steps._asdict() | ({} if value is None else {"value": value}))
+        tensors |= prefixed("metrics", self.metrics.sums)
+        return tensors | {"generator": self.generator.get_state(), "counters": self.counters}
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from what `state_tensors` gave."""
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.policy.load_state_dict(part("policy."))
-        self.imagination.policy.load_state_dict(part("imagination."))
-        if self.target is not None:
-            self.target.load_state_dict(part("target."))
-        optimizer = self.optimizer.state_dict()
-        for name, moment in part("adam.").items():
-            index, key = name.split(".")
-            optimizer["state"].setdefault(int(index), {})[key] = moment
-        self.optimizer.load_state_dict(optimizer)
+        """Go on from what `state_tensors` gave, in the epoch that `start` has begun."""
+        self.policy.load_state_dict(part_of(tensors, "policy"))
+        self.lanes.load_tensors(part_of(tensors, "lanes"))
+        self.optimizer.load_state_tensors(part_of(tensors, "adam"))
+        if self.imagining is not None:
+            self.imagining.load_state_tensors(part_of(tensors, "imagining"))
+        if self.target_lanes is not None:
+            self.target_lanes.policy.load_state_dict(part_of(tensors, "target"))
+            self.target_lanes.load_tensors(part_of(tensors, "target_lanes"))
+        self.ahead.clear()
+        while steps := part_of(tensors, f"ahead.{len(self.ahead)}"):
+            value = steps.pop("value", None)
+            self.ahead.append((Steps(**steps), value))
+        self.metrics.sums = part_of(tensors, "metrics")
         self.generator.set_state(tensors["generator"].cpu())
-        self.events, self.refreshed_at = tensors["counters"].tolist()
-
-    def take_metrics(self) -> dict[str, float]:
-        """Means since the last call; advantages are those at policy-gradient steps."""
-        totals = {name: float(total) for name, total in self.totals.items()}
-        updates, policy_steps = max(totals.get("updates", 0.0), 1.0), max(totals.get("policy_steps", 0.0), 1.0)
-        per_update = ("value_loss", "gradient_norm", "imagination_loss")
-        metrics = {name: totals[name] / updates for name in per_update if name in totals}
-        metrics["policy_log_probability"] = totals.get("log_probability", 0.0) / policy_steps
-        if self.advantages:
-            advantage = torch.cat(self.advantages).cpu().numpy()
-            metrics["advantage_mean"] = float(advantage.mean())
-            metrics["advantage_negative_share"] = float((advantage < 0).mean())
-            for percent in (1, 10, 50, 90, 99):
-                metrics[f"advantage_p{percent:02d}"] = float(np.percentile(advantage, percent))
-        self.totals, self.advantages = {}, []
-        return metrics
+        self.counters.copy_(tensors["counters"])
 
 
 def network_config(config: AgentConfig) -> NetworkConfig:
     """The network of an agent."""
-    names = ("hidden_units", "embedding_dim", "tied", "dropout", "copy_window")
+    names = ("hidden_units", "embedding_dim", "tied", "dropout", "copy_window", "kinds")
     return NetworkConfig(**{name: getattr(config, name) for name in names})
 
 

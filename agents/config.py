@@ -7,7 +7,7 @@ below "the paper".
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ..envs.sparsity import Drop
 from ..errors import InputError
@@ -15,6 +15,11 @@ from ..errors import InputError
 PolicyWeight = Literal["advantage", "positive_advantage", "return", "one"]
 PolicyAt = Literal["every", "reward"]
 Reconstruction = Literal["after", "before", "alone"]
+Branching = Literal["gumbel", "iid", "top-n", "tree"]
+
+
+MAX_LEAVES = 256
+"""Of an imagined tree: every leaf of each of 128 states is a row of a softmax over all items."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,10 @@ class AgentConfig:
     """Share of zeroed entries in embeddings and before the output layer while training."""
     copy_window: int = 0
     """The last so many items of the session get a learned bonus on their logits (`nn.copying`); 0: no copy head."""
+    kinds: bool = False
+    """The state knows which events were purchases; without, they are appended like any item, as the paper reads."""
+    history: int | None = None
+    """Items that a state is encoded from, anew for every event; None carries the recurrent state along the session."""
 
     click_reward: float = 0.0
     """Reward of a click: 1 in the paper's -F agents, 0 in its -P agents."""
@@ -45,32 +54,56 @@ class AgentConfig:
     n_steps: int = 1
     """Rewards summed before the bootstrap (the paper: 3 for -F; -P updates with the immediate reward)."""
     bootstrap: bool = False
-    """Add gamma^n_steps V^-(s) of the state n_steps later, unless the session ended before."""
+    """Add gamma^n_steps V(s) of the state n_steps later, unless the session ended before."""
+    value_target: Literal["frozen", "online"] = "frozen"
+    """Whose V that is: a copy refreshed every `refresh_events` (the paper's theta_v^-), or the learning network."""
     policy_at: PolicyAt = "reward"
     """Events at which the policy is updated: every one, or those whose reward is above 0 (the paper's -P)."""
     policy_weight: PolicyWeight = "advantage"
     """What multiplies log pi of the logged item: G - V as printed, its positive part, G alone, or 1 (cross-entropy)."""
+    supervised_weight: float = 0.0
+    """Weight of cross-entropy on every logged event, beside the policy loss (SQN, Xin et al. 2020, section 3.2)."""
+    entropy_weight: float = 0.0
+    """Weight of the policy's entropy in nats, at the events at which the policy is updated (A3C, Mnih et al. 2016)."""
     value_coefficient: float = 0.5
     """Weight of the squared advantage; 0 leaves the value head untrained."""
+    value_at: PolicyAt = "every"
+    """Events at which V is fitted: every one (V of -P is then about 5 P(next is a purchase)), or those with a reward
+    above 0, the literal reading, under which V of -P tends to 5 everywhere."""
     value_gradient: Literal["flows", "stopped"] = "flows"
     """Whether the value loss reaches the LSTM that value and policy share."""
 
     imagination_weight: float = 0.0
     """Weight of the reconstruction loss, eq. 4 of the paper; 0 is plain A3C."""
     breadth: int = 2
-    """n: imagined trajectories per state, with distinct first items (the paper, section 4.2)."""
+    """n: imagined trajectories per state (the paper, section 4.2)."""
     depth: int = 2
     """m: imagined steps per trajectory (the paper, section 4.2)."""
+    branching: Branching = "gumbel"
+    """How the n come about: distinct first items drawn without replacement (Gumbel top-k) and one chain each, n chains
+    drawn independently, the n most probable first items, or n children of every imagined state (n^m leaves)."""
+    reconstruct: Literal["imagined", "seen"] = "imagined"
+    """What is reconstructed: imagined items (IRN), or items that the session already holds (the paper's PRN)."""
+    imagination_policy: Literal["copy", "distilled"] = "copy"
+    """pi^: a frozen copy of pi, refreshed every `refresh_events`, or a smaller network that learns pi's distribution by
+    cross-entropy all along (the paper, section 4.1)."""
+    distilled_units: int = 64
+    """LSTM units of the distilled network."""
     reconstruction: Reconstruction = "after"
     """State whose logit of the imagined item is pushed to 1: the one that contains it, the one before it, or the state
     of that item alone."""
     imagination_start: int = 0
     """Training events before the first imagination."""
+    imagination_warmup: int = 0
+    """Events over which its weight then rises from 0 to `imagination_weight`, linearly."""
 
     lanes: int = 16
     """B: sessions walked at once (the paper's M; lanes x unroll = 128 events an update)."""
     unroll: int = 8
     """T: steps of back-propagation through time between updates; the state is carried over."""
+    workers: int = 0
+    """Processes that train shared parameters asynchronously (Hogwild, Niu et al. 2011; the paper, section 3.2), each on
+    its share of the sessions with `lanes` of its own, on the CPU only; 0: one synchronous learner."""
     refresh_events: int = 64_000
     """Events between refreshes of the frozen imagination policy and of V^- (the paper: 500 iterations of 128)."""
     learning_rate: float = 1e-3
@@ -90,15 +123,23 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         counts = ("hidden_units", "n_steps", "breadth", "depth", "lanes", "unroll")
-        for name in (*counts, "refresh_events", "epochs", "max_events"):
+        for name in (*counts, "distilled_units", "refresh_events", "epochs", "max_events"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, found {getattr(self, name)}")
         if self.tied and self.embedding_dim is None:
             raise InputError("tied: expected an embedding_dim to tie the output layer to, found None; set one")
         if self.embedding_dim is not None and self.embedding_dim < 1:
             raise InputError(f"embedding_dim: expected at least 1 or None, found {self.embedding_dim}")
-        not_negative = ("copy_window", "imagination_start", "patience", "learning_rate", "value_coefficient")
-        for name in (*not_negative, "imagination_weight"):
+        if self.history is not None and self.history < 1:
+            raise InputError(f"history: expected at least 1 item or None, found {self.history}")
+        if self.breadth**self.depth > MAX_LEAVES and self.branching == "tree":
+            raise InputError(
+                f"branching: a tree of breadth {self.breadth} and depth {self.depth} has {self.breadth**self.depth} "
+                f"leaves a state; expected at most {MAX_LEAVES}; lower breadth or depth"
+            )
+        not_negative = ("copy_window", "imagination_start", "imagination_warmup", "patience", "workers")
+        weights = ("learning_rate", "value_coefficient", "supervised_weight", "entropy_weight", "imagination_weight")
+        for name in (*not_negative, *weights):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name}: expected a finite number from 0, found {getattr(self, name)}")
         for name in ("gamma", "density"):
@@ -110,13 +151,17 @@ class AgentConfig:
             raise InputError(f"learning_rate_end: expected a share in [0, 1], found {self.learning_rate_end}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout: expected a share in [0, 1), found {self.dropout}")
-        if self.n_steps > self.unroll:
-            # The learner looks one rollout ahead.
-            raise InputError(f"n_steps: expected at most unroll={self.unroll} rewards, found {self.n_steps}")
+        if self.imagination_policy == "distilled" and self.reconstruct == "seen":
+            raise InputError("imagination_policy: 'distilled' imagines nothing with reconstruct='seen'; leave one out")
         for name, allowed in (
             ("policy_at", ("every", "reward")),
             ("policy_weight", ("advantage", "positive_advantage", "return", "one")),
             ("value_gradient", ("flows", "stopped")),
+            ("value_at", ("every", "reward")),
+            ("value_target", ("frozen", "online")),
+            ("branching", ("gumbel", "iid", "top-n", "tree")),
+            ("reconstruct", ("imagined", "seen")),
+            ("imagination_policy", ("copy", "distilled")),
             ("reconstruction", ("after", "before", "alone")),
             ("drop", ("event", "reward", "click")),
             ("order", ("chronological", "shuffled")),
@@ -147,13 +192,17 @@ _FULL = {"click_reward": 1.0, "n_steps": 3, "bootstrap": True, "policy_at": "eve
 _CROSS_ENTROPY = {"policy_weight": "one", "value_coefficient": 0.0}
 
 
-def _presets(base: AgentConfig, imagination: dict) -> dict[str, AgentConfig]:
+def _presets(base: AgentConfig, imagination: dict[str, Any]) -> dict[str, AgentConfig]:
+    seen = {**imagination, "reconstruct": "seen"}
     return {
         "lstm": replace(base, click_reward=1.0, purchase_reward=1.0, policy_at="every", **_CROSS_ENTROPY),
         "lstm-purchase": replace(base, **_CROSS_ENTROPY),
         "a3c-f": replace(base, **_FULL),
         "a3c-p": base,
+        "irn-f": replace(base, **_FULL, **imagination),
         "irn-p": replace(base, **imagination),
+        "prn-f": replace(base, **_FULL, **seen),
+        "prn-p": replace(base, **seen),
     }
 
 

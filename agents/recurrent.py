@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..envs.log import SessionBatch, SessionLog
 from ..envs.observation import session_windows
-from ..nn.policy import RecurrentPolicy
+from ..envs.replay_options import NO_KIND
+from ..nn.policy import RecurrentPolicy, SessionState
 from .a3c import network_config
 from .config import AgentConfig
 
@@ -50,19 +51,27 @@ class RecurrentAgent:
     @torch.no_grad()
     def score_sessions(self, batch: SessionBatch) -> Tensor:
         """[P, N] float32 logits, on the agent's device."""
-        return self._trained().logits(self.encode(batch)[0], self.windows(batch))
-
-    def windows(self, batch: SessionBatch) -> Tensor | None:
-        """[P, W] the last items of each state, where the network has a copy head."""
-        width = self.config.copy_window
-        if width == 0:
-            return None
-        windows = session_windows(batch, width, self._trained().n_items)
-        return torch.from_numpy(windows.astype(np.int64)).to(self.device)
+        return self._trained().logits(self.encode(batch))
 
     @torch.no_grad()
-    def encode(self, batch: SessionBatch) -> tuple[Tensor, Tensor]:
-        """(h, c) [P, H]: the recurrent state before each event to predict.
+    def encode(self, batch: SessionBatch) -> SessionState:
+        """States [P, ...] before each event to predict."""
+        policy, history = self._trained(), self.config.history
+        if history is not None:
+            windows, kinds = self._windows(batch, history)
+            return policy.encode(windows, kinds)
+        hidden, cell = self._walk(batch)
+        windows, kinds = self._windows(batch, self.config.copy_window) if self.config.copy_window else (None, None)
+        return SessionState(hidden, cell, windows, kinds if self.config.kinds else None)
+
+    def _windows(self, batch: SessionBatch, width: int) -> tuple[Tensor, Tensor]:
+        """[P, W] the last items of each state, and their kinds."""
+        items = session_windows(batch, width, self._trained().n_items).astype(np.int64)
+        kinds = session_windows(batch, width, NO_KIND, batch.kind)
+        return torch.from_numpy(items).to(self.device), torch.from_numpy(kinds).to(self.device)
+
+    def _walk(self, batch: SessionBatch) -> tuple[Tensor, Tensor]:
+        """(h, c) [P, H], carried along each session.
 
         Sessions advance together, longest first, and leave as they end, so that nothing is padded.
         """
@@ -76,9 +85,14 @@ class RecurrentAgent:
         first_row = torch.from_numpy(rows_before[:-1][by_length]).to(self.device)
         hidden = policy.w_hh.new_empty(batch.n_rows, self.config.hidden_units)
         cell = torch.empty_like(hidden)
-        h, c = policy.initial_state(batch.n_sessions)
+        kinds = torch.from_numpy(batch.kind.astype(np.int64)).to(self.device)
+        h, c = (
+            hidden.new_zeros(batch.n_sessions, self.config.hidden_units),
+            cell.new_zeros(batch.n_sessions, self.config.hidden_units),
+        )
         for t, n in enumerate(n_active.tolist()):
-            h, c = policy.step(items[first_event[:n] + t], (h[:n], c[:n]))
+            events = first_event[:n] + t
+            h, c, *_ = policy.step(items[events], SessionState(h[:n], c[:n]), kinds[events])
             hidden[first_row[:n] + t], cell[first_row[:n] + t] = h, c
         return hidden, cell
 

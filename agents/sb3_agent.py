@@ -30,7 +30,7 @@ from ..envs.replay import ReplayVectorEnv
 from ..envs.replay_options import ReplayOptions
 from ..envs.sb3 import SB3VecEnv, fill_replay_buffer
 from ..scalars import ScalarLog
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, part_of, prefixed, save_checkpoint
 from .sb3 import SB3Recommender, TiedActorCriticPolicy, TiedDQNPolicy
 from .sb3_config import (
     CONFIG_CLASSES,
@@ -183,15 +183,15 @@ class _Rounds(BaseCallback):
         super().__init__()
         self.agent, self.config, self.device, self.model = agent, agent.config, agent.device, model
         self.validate, self.folder, self.progress = validate, folder, progress
-        self.round, self.best_score, self.best_round, self.best, history = load_checkpoint(folder, self)
-        self.scalars = ScalarLog(folder, history)
+        self.marks = load_checkpoint(folder, self)
+        self.scalars = ScalarLog(folder, self.marks.history)
         self.round_end = 0
         self.under_way = False
 
     @property
     def stopped(self) -> bool:
         done = self.model.num_timesteps >= self.config.total_steps
-        return done or self.round - self.best_round > self.config.patience
+        return done or self.marks.epoch - self.marks.best_epoch > self.config.patience
 
     def _on_rollout_start(self) -> None:
         steps, total = self.model.num_timesteps, self.config.total_steps
@@ -201,7 +201,7 @@ class _Rounds(BaseCallback):
             if not self.stopped:
                 self._begin()
         if self.progress is not None:
-            text = f"step {steps:,} of {total:,}" + (f", best {self.best_score:.4f}" if self.best else "")
+            text = f"step {steps:,} of {total:,}" + (f", best {self.marks.best_score:.4f}" if self.marks.best else "")
             self.progress(steps, total, text)
 
     def _on_step(self) -> bool:
@@ -213,12 +213,12 @@ class _Rounds(BaseCallback):
 
     def close(self) -> None:
         self.scalars.close()
-        self.agent.set_weights(self.best)
+        self.agent.set_weights(self.marks.best)
 
     def _begin(self) -> None:
         model = self.model
         assert model.env is not None and model.ep_info_buffer is not None
-        model.set_random_seed((self.agent.seed * 100_003 + self.round) % 2**32)
+        model.set_random_seed((self.agent.seed * 100_003 + self.marks.epoch) % 2**32)
         # What a learn() that starts here would do.
         model._last_obs = model.env.reset()  # type: ignore[assignment]
         model._last_episode_starts = np.ones(model.env.num_envs, dtype=bool)
@@ -228,18 +228,18 @@ class _Rounds(BaseCallback):
 
     def _finish(self) -> None:
         self.under_way = False
-        record = {"epoch": float(self.round), "events": float(self.model.num_timesteps), **self._metrics()}
-        score = float(self.round) if self.validate is None else self.validate(self.agent)
+        marks = self.marks
+        record = {"epoch": float(marks.epoch), "events": float(self.model.num_timesteps), **self._metrics()}
+        score = float(marks.epoch) if self.validate is None else self.validate(self.agent)
         if self.validate is not None:
             record["validation"] = score
-        if score > self.best_score:
-            self.best_score, self.best_round = score, self.round
-            self.best = {name: weight.detach().clone() for name, weight in self.agent.weights().items()}
-        self.round += 1
+        if score > marks.best_score:
+            marks.best_score, marks.best_epoch = score, marks.epoch
+            marks.best = {name: weight.detach().clone() for name, weight in self.agent.weights().items()}
         self.scalars.add(record)
+        marks.history = self.scalars.history
         if self.folder is not None:
-            marks = {"best_score": self.best_score, "best_epoch": self.best_round}
-            save_checkpoint(self.folder, self, self.best, marks, self.scalars.history)
+            save_checkpoint(self.folder, self, marks)
 
     def _metrics(self) -> dict[str, float]:
         """The newest scalars of the algorithm, and the mean return of the sessions that ended in the round."""
@@ -256,8 +256,7 @@ class _Rounds(BaseCallback):
         """Weights, moments and counters; the random streams and lanes of a round begin with it."""
         policy: BasePolicy = self.model.policy
         tensors = {f"policy.{name}": weight.detach() for name, weight in policy.named_parameters()}
-        for index, moments in policy.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": moment for key, moment in moments.items()}
+        tensors |= prefixed("optimizer", optimizer_tensors(policy.optimizer))
         tensors["counters"] = torch.tensor([getattr(self.model, name, 0) for name in _COUNTERS])
         return tensors
 
@@ -267,12 +266,7 @@ class _Rounds(BaseCallback):
         policy: BasePolicy = self.model.policy
         for name, weight in policy.named_parameters():
             weight.copy_(tensors[f"policy.{name}"])
-        optimizer = policy.optimizer.state_dict()
-        for name, moment in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                optimizer["state"].setdefault(int(index), {})[key] = moment
-        policy.optimizer.load_state_dict(optimizer)
+        load_optimizer_tensors(policy.optimizer, part_of(tensors, "optimizer"))
         for name, count in zip(_COUNTERS, tensors["counters"].tolist(), strict=True):
             setattr(self.model, name, count)
 

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+from torch import Tensor
 
 from ..envs.log import SessionLog
 from ..envs.replay import ReplayVectorEnv
+from ..errors import InputError
 from ..scalars import ScalarLog
 from .a3c import A3CLearner
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import Marks, load_checkpoint, save_checkpoint
 from .config import AgentConfig
 from .probes import probe
 from .recurrent import RecurrentAgent, Validate
 
+if TYPE_CHECKING:
+    from .workers import AsynchronousTrainer
 
-def training_env(config: AgentConfig, train: SessionLog, seed: int) -> ReplayVectorEnv:
-    """The environment that an agent learns in: logged feedback, its own rewards, density and lanes."""
+Progress = Callable[[int, int, str], None]
+
+CHECKPOINT_SECONDS = 60.0
+"""Between two checkpoints within an epoch. When they are written changes nothing in what is trained."""
+
+UPDATES_PER_REPORT = 20
+"""Updates between two reports of progress."""
+
+
+def training_env(config: AgentConfig, train: SessionLog, seed: int, shard: tuple[int, int] = (0, 1)) -> ReplayVectorEnv:
+    """The environment that an agent learns in: logged feedback, its own rewards, density and lanes.
+
+    `shard` (w, W): of the sessions of two or more events only every W-th, from the w-th on.
+    """
     return ReplayVectorEnv(
         train,
         num_envs=config.lanes,
@@ -29,7 +48,46 @@ def training_env(config: AgentConfig, train: SessionLog, seed: int) -> ReplayVec
         drop=config.drop,
         density_seed=seed,
         order=config.order,
+        shard=shard,
     )
+
+
+def updates_per_epoch(config: AgentConfig, log: SessionLog, shard: tuple[int, int] = (0, 1)) -> int:
+    """Updates, at least one, that walk every session of a shard about once; `log` as the env has thinned it."""
+    n_decisions = log.length - 1
+    n_playable = n_decisions[n_decisions > 0][shard[0] :: shard[1]]
+    return max(int(n_playable.sum()) // (config.lanes * config.unroll), 1)
+
+
+class SynchronousTrainer:
+    """One learner that walks its shard of the sessions, all of them by default, epoch after epoch."""
+
+    def __init__(self, learner: A3CLearner, train: SessionLog, seed: int, shard: tuple[int, int] = (0, 1)) -> None:
+        self.learner, self.device, self.seed = learner, learner.device, seed
+        # The number of the shard beyond the bits that seeds use: every shard has orders of its own.
+        self.order_seed = seed * 100_003 + (shard[0] << 48)
+        self.env = training_env(learner.config, train, seed, shard)
+        self.n_updates = updates_per_epoch(learner.config, self.env.log, shard)
+        """Updates of an epoch."""
+
+    def updates(self, epoch: int, done: int = 0) -> Iterator[int]:
+        """Train one epoch, yielding the updates done so far after each; `done` of them were done before."""
+        self.env.reset(seed=self.order_seed + epoch)
+        if done:
+            self.learner.resume(self.env.rollout, done)
+        else:
+            self.learner.start(self.env.rollout)
+        for update in range(done, self.n_updates):
+            self.learner.update()
+            yield update + 1
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """As the learner's."""
+        return self.learner.state_tensors()
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """As the learner's."""
+        self.learner.load_state_tensors(tensors)
 
 
 def train_agent(
@@ -39,47 +97,93 @@ def train_agent(
     *,
     validate: Validate | None = None,
     folder: Path | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Train `agent` on the logged events of `train`; it ends with the weights of the best epoch on validation.
 
-    An epoch walks every session once (the last, unfinished ones of a pass excepted). Each epoch starts with fresh
-    lanes, so a run that goes on from the checkpoint of an epoch ends with the same weights as one left alone.
+    An epoch walks every session once (the last, unfinished ones of a pass excepted) and starts with fresh lanes. A run
+    that goes on from a checkpoint, of an epoch's end or of its middle, ends with the same weights as one left alone.
+
+    With ``config.workers`` processes train shared parameters (`workers.AsynchronousTrainer`). One alone computes what
+    the synchronous learner does; of two or more no two runs are alike, and checkpoints are of epochs' ends only.
+    Raises `InputError` for workers on another device than the CPU, `BrokenExecutor` where one of them dies.
     """
     config = agent.config
-    env = training_env(config, train, agent.seed)
-    n_decisions = int(np.maximum(env.log.length - 1, 0).sum())
-    n_updates = max(n_decisions // (config.lanes * config.unroll), 1)
-    n_epochs = min(config.epochs, max(config.max_events // (n_updates * config.lanes * config.unroll), 1))
+    if config.workers and agent.device.type != "cpu":
+        raise InputError(
+            f"workers: {config.workers} processes can share parameters on the CPU only, found device {agent.device}; "
+            "use --device cpu or workers=0"
+        )
     learner = A3CLearner(config, train.n_items, agent.seed, agent.device)
-    learner.total_events = n_epochs * n_updates * config.lanes * config.unroll
     agent.policy = learner.policy
+    with ExitStack() as stack:
+        if config.workers:
+            from .workers import AsynchronousTrainer
 
-    first_epoch, best_score, best_epoch, best, history = load_checkpoint(folder, learner)
-    scalars = ScalarLog(folder, history)
-    for epoch in range(first_epoch, n_epochs):
-        if epoch - best_epoch > config.patience:
-            break
-        env.reset(seed=agent.seed * 100_003 + epoch)
-        learner.start(env.rollout)
-        for update in range(n_updates):
-            learner.update()
-            if progress is not None and update % 20 == 0:
-                text = f"epoch {epoch + 1}/{n_epochs}" + (f", best {best_score:.4f}" if best else "")
-                progress(epoch * n_updates + update, n_epochs * n_updates, text)
-        record = {"epoch": float(epoch), "events": float(learner.events), **learner.take_metrics()}
-        if valid is not None:
-            record |= probe(agent, valid)
-        score = float(epoch) if validate is None else validate(agent)
-        if validate is not None:
-            record["validation"] = score
-        if score > best_score:
-            best_score, best_epoch = score, epoch
-            best = {k: v.detach().clone() for k, v in learner.policy.state_dict().items()}
-        scalars.add(record)
-        if folder is not None:
-            save_checkpoint(
-                folder, learner, best, {"best_score": best_score, "best_epoch": best_epoch}, scalars.history
-            )
-    scalars.close()
-    learner.policy.load_state_dict(best)
+            trainer = stack.enter_context(AsynchronousTrainer(learner, train, agent.seed))
+        else:
+            trainer = SynchronousTrainer(learner, train, agent.seed)
+        events_per_epoch = trainer.n_updates * config.lanes * config.unroll
+        n_epochs = min(config.epochs, max(config.max_events // events_per_epoch, 1))
+        learner.total_events = n_epochs * events_per_epoch
+        marks = load_checkpoint(folder, trainer)
+        scalars = ScalarLog(folder, marks.history)
+        stack.callback(scalars.close)
+        for epoch in range(marks.epoch, n_epochs):
+            if epoch - marks.best_epoch > config.patience:
+                break
+            _train_epoch(trainer, marks, n_epochs, folder, progress)
+            learner.optimizer.flush()
+            record = {"epoch": float(epoch), "events": float(learner.events), **learner.metrics.take()}
+            _finish_epoch(agent, valid, validate, record, marks)
+            scalars.add(record)
+            marks.history = scalars.history
+            if folder is not None:
+                save_checkpoint(folder, trainer, marks)
+    # A network of its own: the learner's hangs on its optimiser, and may lie in memory that processes share.
+    agent.policy = agent.build(train.n_items)
+    agent.policy.load_state_dict(marks.best)
+
+
+def _train_epoch(
+    trainer: SynchronousTrainer | AsynchronousTrainer,
+    marks: Marks,
+    n_epochs: int,
+    folder: Path | None,
+    progress: Progress | None,
+) -> None:
+    """The rest of the epoch under way, with a checkpoint now and then."""
+    epoch, n_updates = marks.epoch, trainer.n_updates
+    text = f"epoch {epoch + 1}/{n_epochs}" + (f", best {marks.best_score:.4f}" if marks.best else "")
+    told, saved_at = marks.updates - UPDATES_PER_REPORT, time.monotonic()
+    # Of workers, each at a place of its own, there is none.
+    within = folder if isinstance(trainer, SynchronousTrainer) else None
+    try:
+        for done in trainer.updates(epoch, marks.updates):
+            if progress is not None and done - told >= UPDATES_PER_REPORT:
+                progress(epoch * n_updates + done, n_epochs * n_updates, text)
+                told = done
+            if within is not None and time.monotonic() - saved_at > CHECKPOINT_SECONDS and done < n_updates:
+                marks.updates = done
+                save_checkpoint(within, trainer, marks)
+                saved_at = time.monotonic()
+    except BrokenExecutor as error:
+        there = "begins anew" if folder is None or epoch == 0 else f"goes on from the checkpoint of epoch {epoch}"
+        raise BrokenExecutor(f"{error} in epoch {epoch + 1} of {n_epochs}; the same command {there}") from None
+    marks.updates = 0
+
+
+def _finish_epoch(
+    agent: RecurrentAgent, valid: SessionLog | None, validate: Validate | None, record: dict[str, float], marks: Marks
+) -> None:
+    """Probe and validate the agent as it is, into `record`, and keep its weights where they are the best so far."""
+    assert agent.policy is not None
+    epoch = int(record["epoch"])
+    if valid is not None:
+        record |= probe(agent, valid)
+    score = float(epoch) if validate is None else validate(agent)
+    if validate is not None:
+        record["validation"] = score
+    if score > marks.best_score:
+        marks.best_score, marks.best_epoch = score, epoch
+        marks.best = {name: weight.detach().clone() for name, weight in agent.policy.state_dict().items()}

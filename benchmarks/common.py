@@ -21,7 +21,7 @@ WALL = time.perf_counter
 
 
 def measured(
-    contenders: dict[str, Callable[[], float]], clock: Callable[[], float], rounds: int = 5
+    contenders: dict[Any, Callable[[], float]], clock: Callable[[], float], rounds: int = 5
 ) -> dict[str, list[float]]:
     """Units a second of each contender in every round; it does some work and returns its units.
 
@@ -38,7 +38,7 @@ def measured(
 
 
 def interleaved(
-    contenders: dict[str, Callable[[], float]], clock: Callable[[], float], rounds: int = 5
+    contenders: dict[Any, Callable[[], float]], clock: Callable[[], float], rounds: int = 5
 ) -> dict[str, float]:
     """Median over `rounds` of what `measured` gives."""
     return {name: float(np.median(rate)) for name, rate in measured(contenders, clock, rounds).items()}

@@ -3,35 +3,69 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
-_SUMMARY = {
-    "epoch": ("epoch", 1.0),
-    "validation": ("valid.", 100.0),
-    "copy_last": ("last", 100.0),
-    "copy_earlier": ("earlier", 100.0),
-    "imagined_true": ("true", 100.0),
-    "imagined_new": ("new", 100.0),
-    "imagined_bias": ("bias", 100.0),
-    "advantage_mean": ("adv.", 1.0),
-    "advantage_negative_share": ("neg.", 100.0),
-}
-"""Scalars of the summary, their headings and factors; `agents.probes` and the learner say what they are."""
 
-EXPLANATION = (
-    "At the epoch kept on validation, mean over seeds, in % but for epoch and adv. Valid.: purchase Recall@5 on the "
-    "validation split. In its states, last: the newest item is among the top 5; earlier: an earlier one is; true: "
-    "items that the policy would imagine and that occur later in the session; new: not in it yet; bias: share of the "
-    "output bias in their logits. Adv.: return minus V where the policy was updated; neg.: how many are negative."
+class _Column(NamedTuple):
+    scalar: str
+    heading: str
+    format: str = ".1f"
+    factor: float = 100.0
+
+
+@dataclass(frozen=True)
+class _Section:
+    title: str
+    columns: tuple[_Column, ...]
+    explanation: str
+
+
+# Headings are short so that a table fits into 80 columns.
+_SECTIONS = (
+    _Section(
+        "What the policy does",
+        (
+            _Column("epoch", "epoch", factor=1.0),
+            _Column("validation", "valid."),
+            _Column("entropy", "nats", "z.2f", 1.0),
+            _Column("copy_last", "last"),
+            _Column("copy_any", "any"),
+            _Column("imagined_true", "true"),
+            _Column("imagined_new", "new"),
+            _Column("imagined_bias", "bias"),
+        ),
+        "At the epoch kept on validation, mean over seeds, in % but for epoch and nats. Valid.: purchase Recall@5 on "
+        "the validation split. In its states, nats: entropy of the policy; last: the newest item is among the top 5; "
+        "any: some item of the session is; true: items that the policy would imagine and that occur later in the "
+        "session; new: not in it yet; bias: share of the output bias in their logits.",
+    ),
+    _Section(
+        "How it learns",
+        (
+            _Column("advantage_mean", "adv.", "z.2f", 1.0),
+            _Column("advantage_negative_share", "neg.%"),
+            _Column("value_bias", "V bias", "z.2f", 1.0),
+            _Column("value_calibration_error", "V err.", "z.2f", 1.0),
+            _Column("gradient_norm_policy", "policy", ".3f", 1.0),
+            _Column("gradient_norm_value", "value", ".3f", 1.0),
+            _Column("gradient_norm_supervised", "sup.", ".3f", 1.0),
+            _Column("gradient_norm_imagination", "imag.", ".3f", 1.0),
+        ),
+        "At the same epochs, in units of reward but for neg. Adv.: return minus V where the policy was updated; neg.: "
+        "share of negative ones; V bias: mean V minus mean return on validation; V err.: calibration error of V there. "
+        "Then the gradient norm of each loss as weighted: policy, value, supervised, imagination.",
+    ),
 )
+"""`agents.probes` and the learner say what the scalars are."""
 
 
 def training_table(folders: Mapping[str, Mapping[int, Path]]) -> pd.DataFrame:
@@ -53,38 +87,53 @@ def training_table(folders: Mapping[str, Mapping[int, Path]]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def training_console_table(training: pd.DataFrame) -> Table:
-    """The summary for a terminal."""
+def training_console_table(training: pd.DataFrame) -> Group:
+    """The summary as stacked tables for a terminal, each within 80 columns."""
     from rich import box
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="Training", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    heads, rows = _summary(training)
-    table.add_column("model", overflow="fold", min_width=16, max_width=24)
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    for model, cells in rows:
-        table.add_row(Text(model), *cells)
-    table.caption, table.caption_justify = EXPLANATION, "left"
-    return table
+    blocks = []
+    for section, figures in _summary(training):
+        title = f"Training: {section.title}"
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("model", overflow="fold", min_width=12, max_width=24)
+        for heading in figures:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for model, *cells in figures.itertuples(name=None):
+            table.add_row(Text(model), *cells)
+        blocks += [table, Text(section.explanation)]
+    return Group(*blocks)
 
 
 def training_markdown(training: pd.DataFrame) -> str:
     """The summary in Markdown."""
-    heads, rows = _summary(training)
-    lines = ["**Training**", "", "| model | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
-    lines += [f"| {model} | " + " | ".join(cells) + " |" for model, cells in rows]
-    return "\n".join([*lines, "", EXPLANATION]) + "\n"
+    blocks = []
+    for section, figures in _summary(training):
+        lines = [f"**Training: {section.title}**", "", "| model | " + " | ".join(figures) + " |"]
+        lines.append("|---|" + "---:|" * figures.shape[1])
+        lines += ["| " + " | ".join(row) + " |" for row in figures.itertuples(name=None)]
+        blocks += ["\n".join(lines), section.explanation]
+    return "\n\n".join(blocks) + "\n"
 
 
-def _summary(training: pd.DataFrame) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    columns = [name for name in _SUMMARY if name in training.columns]
+def _summary(training: pd.DataFrame) -> Iterator[tuple[_Section, pd.DataFrame]]:
+    """Each section that has figures, with its cells: a row for each model and a column for each heading with any."""
     kept = training.loc[training["kept"].to_numpy(dtype=bool)]
-    rows = []
-    for model in kept["model"].unique():
-        mean = kept.loc[(kept["model"] == model).to_numpy(), columns].to_numpy(dtype=float).mean(axis=0)
-        # Epochs are counted from 1 for people.
-        shown = [(value + (name == "epoch")) * _SUMMARY[name][1] for name, value in zip(columns, mean, strict=True)]
-        rows.append((str(model), ["" if np.isnan(value) else f"{value:.1f}" for value in shown]))
-    return [_SUMMARY[name][0] for name in columns], rows
+    # Epochs are counted from 1 for people.
+    kept = kept.assign(epoch=kept["epoch"] + 1)
+    for section in _SECTIONS:
+        columns = [column for column in section.columns if column.scalar in kept]
+        mean = kept.groupby("model", sort=False)[[column.scalar for column in columns]].mean()
+        mean = mean.dropna(axis="index", how="all").dropna(axis="columns", how="all")
+        cells = {
+            column.heading: [
+                "" if np.isnan(figure) else format(figure * column.factor, column.format)
+                for figure in mean[column.scalar]
+            ]
+            for column in columns
+            if column.scalar in mean
+        }
+        if cells:
+            yield section, pd.DataFrame(cells, index=mean.index)

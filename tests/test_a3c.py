@@ -1,6 +1,8 @@
 """The learner: gradients against finite differences of a loss written by hand; its returns, states and snapshots."""
 
-from dataclasses import replace
+# pyright: reportOptionalMemberAccess=false
+
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from sessiongym.agents import a3c
 from sessiongym.agents.a3c import A3CLearner, n_step_return
 from sessiongym.agents.config import AgentConfig
+from sessiongym.agents.lanes import Steps
 from sessiongym.agents.recurrent import RecurrentAgent
 from sessiongym.envs.log import CLICK, SessionLog
 from sessiongym.envs.replay import ReplayVectorEnv
@@ -20,6 +23,7 @@ N = 5
 TINY = AgentConfig(hidden_units=3, lanes=2, unroll=4, gamma=0.9, clip_norm=1e9, learning_rate=0.05)
 FULL = replace(TINY, click_reward=1.0, policy_at="every", bootstrap=True, n_steps=3)
 IMAGINING = replace(TINY, imagination_weight=0.7, breadth=2, depth=3)
+SEEN = replace(IMAGINING, reconstruct="seen")
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +65,11 @@ def _weights(module):
     return {name: p.detach().numpy().astype(np.float64) for name, p in module.named_parameters()}
 
 
-def _step(p, item, h, c):
+def _step(p, item, h, c, kind=0):
     size = len(p["w_hh"][0])
     gates = p["item_table"][item] + p["gate_bias"] + h @ p["w_hh"].T
+    if "kind_table" in p:
+        gates = gates + p["kind_table"][kind]
     i, f, o = (1 / (1 + np.exp(-gates[..., k * size : (k + 1) * size])) for k in range(3))
     c = f * c + i * np.tanh(gates[..., 3 * size :])
     return o * np.tanh(c), c
@@ -72,9 +78,9 @@ def _step(p, item, h, c):
 def _unroll(p, steps, h, c):
     """[T, B, H] hidden and cell states."""
     hidden, cell = [], []
-    for item, begins in zip(steps.item, steps.start, strict=True):
+    for item, kind, begins in zip(steps.item, steps.item_kind, steps.start, strict=True):
         keep = ~begins[:, None]
-        h, c = _step(p, item, h * keep, c * keep)
+        h, c = _step(p, item, h * keep, c * keep, kind)
         hidden.append(h)
         cell.append(c)
     return np.stack(hidden), np.stack(cell)
@@ -101,22 +107,24 @@ def _return(reward, done, value, n_steps, gamma):
 
 
 def _stream(rollouts):
-    names = ("item", "start", "action", "reward", "done")
+    names = ("item", "item_kind", "start", "action", "reward", "done")
     return SimpleNamespace(**{name: np.concatenate([getattr(r, name) for r in rollouts]) for name in names})
 
 
 def _reconstruction(p, config, h, c, imagined):
-    depth, breadth, _ = imagined.shape
-    total = 0.0
-    for j in range(breadth):
-        state = h, c
-        for tau in range(1, depth + 1):
-            item = imagined[tau - 1, j]
-            before, state = state, _step(p, item, *state)
+    """Item k of a step continues item k mod K' of the K' of the step before."""
+    total, states = 0.0, [(h, c)]
+    for tau, level in enumerate(imagined, start=1):
+        now = []
+        for k, item in enumerate(level):
+            before = states[k % len(states)]
+            state = _step(p, item, *before)
             alone = _step(p, item, np.zeros_like(h), np.zeros_like(c))
             read = {"after": state, "before": before, "alone": alone}[config.reconstruction][0]
             logit = (read * p["output_table"][item]).sum(1) + p["output_bias"][item]
             total += config.gamma**tau * ((1 - logit) ** 2).sum()
+            now.append(state)
+        states = now
     return total / len(h)
 
 
@@ -126,7 +134,8 @@ def _loss(p, fixed, config, steps, carried, returns, imagined):
     hidden_fixed = _unroll(fixed, steps, *carried)[0].reshape(-1, config.hidden_units)
     returns, action, reward = returns.ravel(), steps.action.ravel(), steps.reward.ravel()
     value = _value(p, hidden_fixed if config.value_gradient == "stopped" else hidden)
-    loss = config.value_coefficient * ((returns - value) ** 2).mean()
+    fitted = 1.0 if config.value_at == "every" else reward > 0
+    loss = config.value_coefficient * (fitted * (returns - value) ** 2).mean()
     advantage = returns - _value(fixed, hidden_fixed)
     weight = {
         "advantage": advantage,
@@ -137,8 +146,10 @@ def _loss(p, fixed, config, steps, carried, returns, imagined):
     if config.policy_at == "reward":
         weight = weight * (reward > 0)
     logits = hidden @ p["output_table"].T + p["output_bias"]
-    log_probability = logits[np.arange(len(action)), action] - np.log(np.exp(logits).sum(1))
-    loss -= (weight * log_probability).mean()
+    log_pi = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    loss -= ((weight + config.supervised_weight) * log_pi[np.arange(len(action)), action]).mean()
+    entropy = -(np.exp(log_pi) * log_pi).sum(1) * (reward > 0 if config.policy_at == "reward" else 1.0)
+    loss -= config.entropy_weight * entropy.mean()
     if imagined is not None:
         loss += config.imagination_weight * _reconstruction(p, config, hidden, cell, imagined)
     return loss
@@ -171,44 +182,61 @@ def _gradient(function, p):
         IMAGINING,
         replace(IMAGINING, reconstruction="before"),
         replace(IMAGINING, reconstruction="alone"),
+        replace(IMAGINING, branching="tree"),
+        replace(IMAGINING, branching="iid", imagination_policy="distilled"),
+        replace(FULL, imagination_weight=0.3, branching="top-n", kinds=True),
+        SEEN,
+        replace(TINY, kinds=True, value_at="reward", supervised_weight=0.5),
+        replace(TINY, entropy_weight=0.2),
+        replace(FULL, entropy_weight=0.2, supervised_weight=0.5),
+        replace(FULL, value_target="online"),
+        replace(FULL, unroll=1),
+        replace(FULL, unroll=2, n_steps=5, value_target="online"),
     ],
-    ids=lambda c: (
-        f"{c.policy_at}, {c.policy_weight}, value {c.value_gradient}, n {c.n_steps}"
-        + (f", imagines {c.reconstruction}" if c.imagination_weight else "")
-    ),
+    ids=lambda c: ", ".join(f"{k}={v}" for k, v in asdict(c).items() if v != getattr(TINY, k)) or "-P",
 )
 def test_gradients_are_those_of_the_loss_written_by_hand(start, config):
     learner, rollouts = start(config)
     recorded = []
-    planner = learner.planner
+    if learner.imagining is not None:
+        planner = learner.imagining.planner
 
-    def imagine(*arguments):
-        recorded.append(planner.imagine(*arguments).numpy())
-        return torch.from_numpy(recorded[-1])
+        def imagine(state):
+            recorded.append(planner.imagine(state))
+            return recorded[-1]
 
-    learner.planner = SimpleNamespace(imagine=imagine)
-    # Several updates, so that states are carried, V^- is no longer V, and returns reach across the end of an unroll.
-    for update in range(3):
-        fixed, carried = _weights(learner.policy), [x.numpy().astype(np.float64) for x in learner.carried]
-        target = None if learner.target is None else _weights(learner.target)
+        learner.imagining.planner = SimpleNamespace(imagine=imagine)
+    # The third update: states are carried, V^- is no longer V, and returns reach across the end of an unroll.
+    for _ in range(2):
         learner.update()
+    learner.metrics.take()
+    learner.optimizer.flush()
+    fixed = _weights(learner.policy)
+    carried = [x.numpy().astype(np.float64) for x in learner.lanes.carried[:2]]
+    target = None if learner.target_lanes is None else _weights(learner.target_lanes.policy)
+    learner.update()
 
-        stream = _stream(rollouts)
-        zero = np.zeros((config.lanes, config.hidden_units))
-        value = None if target is None else _value(target, _unroll(target, stream, zero, zero)[0])
-        now = slice(update * config.unroll, (update + 1) * config.unroll)
-        returns = _return(stream.reward, stream.done, value, config.n_steps, config.gamma)[now]
-        steps = SimpleNamespace(**{name: column[now] for name, column in vars(stream).items()})
-        imagined = recorded[-1] if recorded else None
+    stream = _stream(rollouts)
+    zero = np.zeros((config.lanes, config.hidden_units))
+    value = None if target is None else _value(target, _unroll(target, stream, zero, zero)[0])
+    now = slice(2 * config.unroll, 3 * config.unroll)
+    if config.value_target == "online":
+        # The state carried into this unroll was made by older weights.
+        ahead = SimpleNamespace(**{name: column[now.start :] for name, column in vars(stream).items()})
+        value = np.zeros(stream.reward.shape)
+        value[now.start :] = _value(fixed, _unroll(fixed, ahead, *carried)[0])
+    returns = _return(stream.reward, stream.done, value, config.n_steps, config.gamma)[now]
+    steps = SimpleNamespace(**{name: column[now] for name, column in vars(stream).items()})
+    imagined = [level.numpy() for level in recorded[-1]] if recorded else None
 
-        expected = _gradient(lambda p: _loss(p, fixed, config, steps, carried, returns, imagined), fixed)  # noqa: B023
-        for name, parameter in learner.policy.named_parameters():
-            found = np.zeros(parameter.shape) if parameter.grad is None else parameter.grad.numpy()
-            np.testing.assert_allclose(found, expected[name], rtol=1e-3, atol=2e-5, err_msg=f"{name}, update {update}")
-        if recorded:
-            h, c = (x.reshape(-1, config.hidden_units) for x in _unroll(fixed, steps, *carried))
-            by_hand = _reconstruction(fixed, config, h, c, recorded[-1])
-            assert learner.take_metrics()["imagination_loss"] == pytest.approx(by_hand, rel=1e-4)
+    expected = _gradient(lambda p: _loss(p, fixed, config, steps, carried, returns, imagined), fixed)
+    for name, parameter in learner.policy.named_parameters():
+        found = np.zeros(parameter.shape) if parameter.grad is None else parameter.grad.to_dense().numpy()
+        np.testing.assert_allclose(found, expected[name], rtol=1e-3, atol=2e-5, err_msg=name)
+    if recorded:
+        h, c = (x.reshape(-1, config.hidden_units) for x in _unroll(fixed, steps, *carried))
+        by_hand = _reconstruction(fixed, config, h, c, imagined)
+        assert learner.metrics.take()["imagination_loss"] == pytest.approx(by_hand, rel=1e-4)
 
 
 @settings(deadline=None, max_examples=100)
@@ -229,7 +257,7 @@ def test_n_step_return_equals_a_loop_over_events(data, n_total, n_lanes, n_steps
 
 
 def test_the_carried_states_are_those_of_the_sessions_so_far(start):
-    config = replace(FULL, imagination_weight=0.1, copy_window=3, learning_rate=1e-30)
+    config = replace(FULL, imagination_weight=0.1, copy_window=3, kinds=True, learning_rate=1e-30)
     learner, rollouts = start(config)
     agent = RecurrentAgent(config)
     agent.policy = learner.policy
@@ -240,38 +268,36 @@ def test_the_carried_states_are_those_of_the_sessions_so_far(start):
         for lane in range(config.lanes):
             first = np.flatnonzero(stream.start[:, lane])[-1]
             ended_within += first > update * config.unroll
-            session = stream.item[first:, lane]
+            session, kinds = stream.item[first:, lane], stream.item_kind[first:, lane]
             # One event more than the session so far, because the last event of a batch is only a target.
             batch = SessionLog(
                 item=np.append(session, 0),
-                kind=np.full(len(session) + 1, CLICK),
+                kind=np.append(kinds, CLICK),
                 time=np.arange(len(session) + 1),
                 offset=np.array([0, len(session) + 1]),
                 session_id=np.array([0]),
                 item_id=np.arange(N),
             ).batch()
-            expected = [x[-1] for x in agent.encode(batch)]
-            for carried in (learner.carried, learner.imagination.carried):
-                torch.testing.assert_close([x[lane] for x in carried], expected)
-            windows = agent.windows(batch)
-            assert windows is not None and torch.equal(learner.window[lane], windows[-1])
+            expected = list(agent.encode(batch).map(lambda part: part[-1]))
+            for lanes in (learner.lanes, learner.imagining.lanes):
+                torch.testing.assert_close(list(lanes.carried.map(lambda part: part[lane])), expected)  # noqa: B023
     assert ended_within > 0
 
 
-def test_scored_rows_are_the_logits_of_the_training_states(log, start):
-    config = replace(TINY, lanes=1, copy_window=3, dropout=0.5, embedding_dim=3, tied=True)
+@pytest.mark.parametrize("history", [None, 4])
+def test_scored_rows_are_the_logits_of_the_training_states(log, start, history):
+    config = replace(TINY, lanes=1, copy_window=3, kinds=True, dropout=0.5, embedding_dim=3, tied=True, history=history)
     learner, rollouts = start(config)
     playable = log.select(np.flatnonzero(log.length >= 2))
     n_rows = playable.batch().n_rows
     while sum(r.item.size for r in rollouts) < n_rows:
         learner.source(4)
-    stream = _stream(rollouts)
     agent = RecurrentAgent(config)
     agent.policy = learner.policy
     with torch.no_grad():
-        item, begins = torch.from_numpy(stream.item).long(), torch.from_numpy(stream.start)
-        hidden, _ = learner.policy.unroll(item, begins, learner.policy.initial_state(1))
-        trained = learner.policy.logits(hidden[:n_rows, 0], agent.windows(playable.batch()))
+        steps = [Steps.of(rollout, True, learner.device) for rollout in rollouts]
+        states = [learner.lanes.advance(part) for part in steps]
+        trained = torch.cat([learner.policy.logits(state.map(lambda part: part[:, 0])) for state in states])[:n_rows]
     torch.testing.assert_close(agent.score_sessions(playable.batch()), trained)
 
 
@@ -280,11 +306,11 @@ def test_snapshots_are_taken_every_refresh_events(start):
     learner, _ = start(config)
     before = []
     for update in range(8):
+        learner.optimizer.flush()
         before.append(_weights(learner.policy))
         learner.update()
         expected = before[update // 3 * 3]
-        assert learner.target is not None
-        for snapshot in (learner.imagination.policy, learner.target):
+        for snapshot in (learner.imagining.core.policy, learner.target_lanes.policy):
             for name, weight in _weights(snapshot).items():
                 np.testing.assert_array_equal(weight, expected[name], err_msg=f"{name}, update {update}")
     assert not np.array_equal(before[0]["w_hh"], before[3]["w_hh"])
@@ -310,10 +336,11 @@ def test_the_softmax_is_computed_at_rewarded_rows_alone(start, monkeypatch):
 def test_without_a_purchase_the_policy_gets_no_gradient(log, start):
     clicks = replace(log, kind=np.zeros(log.n_events, np.uint8), recorded_fingerprint=None)
     learner, _ = start(TINY, clicks)
+    assert learner.policy.output_table is not None
     before = _weights(learner.policy)
     for _ in range(5):
         learner.update()
-        assert learner.policy.output_table is not None and learner.policy.output_table.grad is None
+        assert learner.policy.output_table.grad is None
         assert learner.policy.output_bias.grad is None
     after = _weights(learner.policy)
     for name in ("output_table", "output_bias"):

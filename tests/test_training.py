@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sessiongym.agents import checkpoint
+from sessiongym.agents import checkpoint, training
 from sessiongym.agents.a3c import A3CLearner
 from sessiongym.agents.config import PRESETS
 from sessiongym.agents.recurrent import RecurrentAgent
@@ -29,7 +29,7 @@ def small(name, preset="practical", **changes):
     """A preset in its own shape, cut down to a few units and updates."""
     config = PRESETS[preset][name]
     dim = None if config.embedding_dim is None else 6
-    size = {"hidden_units": 8, "embedding_dim": dim, "lanes": 4, "unroll": 4, "epochs": 4}
+    size = {"hidden_units": 8, "embedding_dim": dim, "distilled_units": 4, "lanes": 4, "unroll": 4, "epochs": 4}
     schedule = {"refresh_events": 100, "imagination_start": min(config.imagination_start, 50)}
     return replace(config, **{**size, **schedule, **changes})
 
@@ -116,6 +116,47 @@ def test_training_that_was_interrupted_ends_as_if_left_alone(log, tmp_path, name
     assert [json.loads(line)["epoch"] for line in cut] == list(range(4))
 
 
+CONFIGS = [
+    small("a3c-f", epochs=2),
+    small("a3c-f", "paper", unroll=2, history=3, value_target="online", epochs=2),
+    small("irn-p", kinds=True, epochs=2),
+    small("irn-p", "paper", imagination_policy="distilled", epochs=2),
+    small("prn-f", "paper", imagination_warmup=300, epochs=2),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.reconstruct} {c.imagination_policy} {c.history}")
+def test_training_interrupted_in_an_epoch_goes_on_from_there(log, tmp_path, config, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    folders = tmp_path / "whole", tmp_path / "cut"
+    for folder in folders:
+        folder.mkdir()
+    n_updates, stop_at = 0, None
+    update = A3CLearner.update
+
+    def counting(learner):
+        nonlocal n_updates
+        if n_updates == stop_at:
+            raise KeyboardInterrupt
+        update(learner)
+        n_updates += 1
+
+    monkeypatch.setattr(A3CLearner, "update", counting)
+    expected = _train(config, log, folders[0])
+    # In the first epoch, in a later one, and again a few updates after going on.
+    n_whole, n_updates = n_updates, 0
+    for stop_at in (3, n_whole // 2 + 1, n_whole // 2 + 4):
+        with pytest.raises(KeyboardInterrupt):
+            _train(config, log, folders[1])
+    stop_at = None
+    _assert_equal(_train(config, log, folders[1]), expected)
+    assert n_updates == n_whole
+    whole, cut = (
+        [json.loads(line) for line in (folder / "scalars.jsonl").read_text().splitlines()] for folder in folders
+    )
+    assert cut == whole
+
+
 def test_validation_leaves_training_its_number_of_threads(log):
     """The rank kernel runs on all cores, in the OpenMP runtime of torch; results depend on how many torch uses."""
     n_threads = []
@@ -136,7 +177,7 @@ def test_the_learning_rate_falls_to_its_end_over_the_events_of_the_whole_trainin
 
     def recording(learner):
         update(learner)
-        rates.append(learner.optimizer.param_groups[0]["lr"])
+        rates.append(learner.optimizer.learning_rate)
 
     monkeypatch.setattr(A3CLearner, "update", recording)
     _train(config, log, validate=None)
@@ -190,12 +231,14 @@ KILLED = """
 import os, signal, sys
 import torch
 from pathlib import Path
+from sessiongym.agents import training
 from sessiongym.agents.config import AgentConfig
 from sessiongym.agents.recurrent import RecurrentAgent
 from sessiongym.envs.log import SessionLog
 import json
 
 torch.set_num_threads(1)
+training.CHECKPOINT_SECONDS = float(sys.argv[3])
 folder = Path(sys.argv[1])
 log = SessionLog.open(folder / "log")
 
@@ -210,13 +253,13 @@ RecurrentAgent(config).fit(log, log, validate=score, folder=folder, progress=pro
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_a_process_killed_in_the_middle_of_an_epoch_goes_on_to_the_same_weights(log, tmp_path):
+@pytest.mark.parametrize("checkpoint_seconds", [-1.0, 60.0], ids=["from there", "from its beginning"])
+def test_a_process_killed_in_an_epoch_goes_on_to_the_same_weights(log, tmp_path, checkpoint_seconds):
     # Small updates, so that an epoch has more than the twenty between two calls of `progress`.
     config = small("irn-p", lanes=4, unroll=2)
     saved = log.save(tmp_path / "log")
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), json.dumps(config.__dict__)], env=os.environ, capture_output=True
-    )
+    arguments = [str(tmp_path), json.dumps(config.__dict__), str(checkpoint_seconds)]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=os.environ, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert len((tmp_path / "scalars.jsonl").read_text().splitlines()) == 2
     _assert_equal(_train(config, saved, tmp_path), _train(config, saved))
@@ -299,7 +342,8 @@ def test_a_saved_agent_scores_as_it_did(log, tmp_path, preset):
 def test_scalars_tell_what_the_alarms_need(log, tmp_path):
     _train(small("irn-p", epochs=1), log, tmp_path)
     record = json.loads((tmp_path / "scalars.jsonl").read_text())
-    assert {"advantage_mean", "advantage_negative_share", "advantage_p50", "imagination_loss"} <= set(record)
+    assert {"advantage_mean", "advantage_negative_share", "imagination_loss"} <= set(record)
+    assert {"advantage_share_-0.5_to_0", "gradient_norm_policy", "gradient_norm_imagination"} <= set(record)
     assert {"copy_last", "copy_earlier", "imagined_true", "imagined_bias", "validation"} <= set(record)
     assert all(np.isfinite(value) for value in record.values())
 
