@@ -19,7 +19,7 @@ from ..envs.rollout import Rollout
 from ..errors import InputError
 from ..nn.losses import entropy_regularised_loss, weighted_negative_log_likelihood
 from ..nn.optimizer import TableAdam
-from ..nn.policy import NetworkConfig, RecurrentPolicy, SessionState
+from ..nn.policy import NetworkConfig, OutputLayer, RecurrentPolicy, SessionState
 from .checkpoint import part_of, prefixed
 from .config import AgentConfig
 from .imagining import Imagining
@@ -52,7 +52,7 @@ class A3CLearner:
         self.n_ahead = -(-spans // config.unroll)
         """Rollouts that a return may reach into beyond its own."""
         # Only a table that is not the output layer as well is read by rows, and a GPU steps all rows faster than some.
-        self.tables = ("item_table",) if self.policy.output_table is not None and self.device.type == "cpu" else ()
+        self.tables = ("item_table",) if not config.tied and self.device.type == "cpu" else ()
         self.optimizer = TableAdam(dict(self.policy.named_parameters()), config.learning_rate, self.tables)
         if self.tables:
             self.policy.before_lookup = partial(self.optimizer.catch_up, "item_table")
@@ -119,9 +119,9 @@ class A3CLearner:
             losses["value"] = config.value_coefficient * error.mean()
             self.metrics.add("value_loss", error.detach().mean())
         supervised = self.config.supervised_weight
-        if apart and supervised > 0:
-            weight = torch.full_like(returns, supervised)
-            losses["supervised"] = self._likelihood(states, steps.action.flatten(), weight)[0]
+        head = self.policy.supervised_head
+        if supervised > 0 and (apart or head is not None):
+            losses["supervised"] = self._supervised_loss(states, steps, supervised, head)
             supervised = 0.0
         losses["policy"] = self._policy_loss(states, steps, returns, advantage.detach(), supervised)
         if self.imagining is not None:
@@ -134,7 +134,7 @@ class A3CLearner:
     ) -> Tensor:
         """-mean over all samples of weight x log pi(logged item); rewardless samples of -P add 0, but count.
 
-        Cross-entropy on every event is a weight `supervised` of its own on the same log pi.
+        Cross-entropy is a weight `supervised` of its own on the same log pi.
         """
         config, action = self.config, steps.action.flatten()
         match config.policy_weight:
@@ -156,23 +156,40 @@ class A3CLearner:
                     return states.hidden.new_zeros(())
                 states = states.map(lambda part: part[steps.rewarded])
                 action, weight, updated = (part[steps.rewarded] for part in (action, weight, updated))
-        loss, log_probability = self._likelihood(states, action, weight * updated + supervised, updated)
+        weight = weight * updated
+        if supervised > 0:
+            weight = weight + supervised * self._supervised(steps)
+        loss, log_probability = self._likelihood(states, action, weight, updated)
         self.metrics.add("policy_log_probability", (log_probability * updated).sum(), float(len(advantage)))
         if config.value_coefficient > 0:
             self.metrics.add_advantages(advantage)
         return loss
 
+    def _supervised(self, steps: Steps) -> Tensor:
+        """[T B] 1 at the events of the supervised loss, 0 elsewhere."""
+        taught = torch.ones_like(steps.reward).flatten()
+        return taught if self.config.supervised_at == "every" else taught.index_fill_(0, steps.rewarded, 0.0)
+
+    def _supervised_loss(self, states: SessionState, steps: Steps, weight: float, head: OutputLayer | None) -> Tensor:
+        """Cross-entropy of a head, or of the policy."""
+        return self._likelihood(states, steps.action.flatten(), weight * self._supervised(steps), head=head)[0]
+
     def _likelihood(
-        self, states: SessionState, action: Tensor, weight: Tensor, entropy_at: Tensor | None = None
+        self,
+        states: SessionState,
+        action: Tensor,
+        weight: Tensor,
+        entropy_at: Tensor | None = None,
+        head: OutputLayer | None = None,
     ) -> tuple[Tensor, Tensor]:
         """-mean over the T B samples of a rollout of weight [R] x log pi(action [R]), and those log pi [R].
 
-        Where `entropy_at` [R] is 1, less the weighted entropy of pi.
+        Where `entropy_at` [R] is 1, less the weighted entropy of pi. Another `head` takes the place of pi.
         """
-        config, policy = self.config, self.policy
+        config, policy, head = self.config, self.policy, head or self.policy.head
         n_samples = config.lanes * config.unroll
-        features, bonus = policy.features(states.hidden, self.generator), policy.bonus(states)
-        output = policy.output_weight, policy.output_bias
+        features, bonus = head.features(policy.dropped(states.hidden, self.generator)), head.bonus(states)
+        output = policy.output_weight(head), head.bias
         if entropy_at is None or config.entropy_weight == 0:
             return weighted_negative_log_likelihood(features, *output, action, weight / n_samples, bonus)
         entropy_weight = entropy_at * (config.entropy_weight / n_samples)
@@ -279,7 +296,7 @@ class A3CLearner:
 def network_config(config: AgentConfig) -> NetworkConfig:
     """The network of an agent."""
     names = ("hidden_units", "embedding_dim", "tied", "dropout", "copy_window", "kinds")
-    return NetworkConfig(**{name: getattr(config, name) for name in names})
+    return NetworkConfig(**{name: getattr(config, name) for name in names}, supervised=config.has_supervised_head)
 
 
 def n_step_return(reward: Tensor, done: Tensor, value: Tensor | None, n_steps: int, gamma: float) -> Tensor:

@@ -62,7 +62,17 @@ class AgentConfig:
     policy_weight: PolicyWeight = "advantage"
     """What multiplies log pi of the logged item: G - V as printed, its positive part, G alone, or 1 (cross-entropy)."""
     supervised_weight: float = 0.0
-    """Weight of cross-entropy on every logged event, beside the policy loss (SQN, Xin et al. 2020, section 3.2)."""
+    """Weight of cross-entropy on logged events, beside the policy loss (SQN, Xin et al. 2020, section 3.2)."""
+    supervised_at: Literal["every", "unrewarded"] = "every"
+    """Which events: every one, or those without a reward, which the policy does not learn from in -P."""
+    supervised_head: Literal["shared", "own"] = "shared"
+    """Whether that trains the policy itself, or an output layer of its own on the same LSTM, as in SQN."""
+    ranking: Literal["policy", "expected_reward"] = "policy"
+    """What items are ranked by: pi alone, or the reward to expect of recommending an item where a click earns 1 and a
+    purchase `purchase_worth`: (1 - q) p + purchase_worth q pi. Here p is the next-item probability of an own supervised
+    head, and q = V / purchase_reward, cut to [0, 1], the probability that the next event is a purchase (-P only)."""
+    purchase_worth: float = 2.0
+    """What a purchase counts in that ranking, where a click counts 1."""
     entropy_weight: float = 0.0
     """Weight of the policy's entropy in nats, at the events at which the policy is updated (A3C, Mnih et al. 2016)."""
     value_coefficient: float = 0.5
@@ -137,8 +147,29 @@ class AgentConfig:
                 f"branching: a tree of breadth {self.breadth} and depth {self.depth} has {self.breadth**self.depth} "
                 f"leaves a state; expected at most {MAX_LEAVES}; lower breadth or depth"
             )
+        if self.ranking == "expected_reward":
+            needed = {
+                "supervised_head": "own",
+                "click_reward": 0.0,
+                "n_steps": 1,
+                "bootstrap": False,
+                "value_at": "every",
+            }
+            wrong = [
+                f"{name}={getattr(self, name)!r}" for name, value in needed.items() if getattr(self, name) != value
+            ]
+            wrong += [
+                f"{n}=0" for n in ("supervised_weight", "value_coefficient", "purchase_reward") if not getattr(self, n)
+            ]
+            if wrong:
+                raise InputError(
+                    "ranking: 'expected_reward' needs an own supervised head and V of the immediate purchase reward: "
+                    f"expected {', '.join(f'{k}={v!r}' for k, v in needed.items())} and a supervised_weight, "
+                    f"value_coefficient and purchase_reward above 0, found {', '.join(wrong)}"
+                )
         not_negative = ("copy_window", "imagination_start", "imagination_warmup", "patience", "workers")
-        weights = ("learning_rate", "value_coefficient", "supervised_weight", "entropy_weight", "imagination_weight")
+        weights = ("learning_rate", "value_coefficient", "supervised_weight", "purchase_worth")
+        weights += ("entropy_weight", "imagination_weight")
         for name in (*not_negative, *weights):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name}: expected a finite number from 0, found {getattr(self, name)}")
@@ -159,6 +190,9 @@ class AgentConfig:
             ("value_gradient", ("flows", "stopped")),
             ("value_at", ("every", "reward")),
             ("value_target", ("frozen", "online")),
+            ("supervised_at", ("every", "unrewarded")),
+            ("supervised_head", ("shared", "own")),
+            ("ranking", ("policy", "expected_reward")),
             ("branching", ("gumbel", "iid", "top-n", "tree")),
             ("reconstruct", ("imagined", "seen")),
             ("imagination_policy", ("copy", "distilled")),
@@ -168,6 +202,11 @@ class AgentConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
+
+    @property
+    def has_supervised_head(self) -> bool:
+        """Whether the network has an output layer for supervised learning beside the policy's."""
+        return self.supervised_head == "own" and self.supervised_weight > 0
 
 
 PAPER = AgentConfig()

@@ -26,9 +26,9 @@ def probe(agent: RecurrentAgent, log: SessionLog, max_rows: int = 1000, k: int =
 
     ``entropy``: of the policy, in nats. Shares of the states: ``copy_last``, the newest item is among the top k;
     ``copy_earlier``, another item of the session is; ``copy_any``, either is. Shares of the items that the policy would
-    imagine by the planner of its configuration, whether or not it learns from any: ``imagined_true``, the item occurs
-    later in its session; ``imagined_new``, it has not occurred there yet. ``imagined_bias``: share of the bias in their
-    logits, in the states imagined from; near 1 the reconstruction is met by the bias alone.
+    imagine by the breadth, depth and branching of its configuration, whatever it learns from: ``imagined_true``, the
+    item occurs later in its session; ``imagined_new``, it has not occurred there yet. ``imagined_bias``: share of the
+    bias in their logits, in the states imagined from; near 1 the reconstruction is met by the bias alone.
 
     Where V is trained, ``value_bias``, ``value_rmse`` and ``value_calibration_error`` in units of reward: `calibration`
     against the returns that V is trained to predict, purchases thinned as in training. With a bootstrap these are all

@@ -24,7 +24,7 @@ Validate = Callable[["RecurrentAgent"], float]
 
 
 class RecurrentAgent:
-    """Implements the `Recommender` protocol; a score is a logit of the policy."""
+    """Implements the `Recommender` protocol."""
 
     def __init__(self, config: AgentConfig, seed: int = 0, device: str = "cpu") -> None:
         self.config, self.seed, self.device = config, seed, torch.device(device)
@@ -50,8 +50,14 @@ class RecurrentAgent:
 
     @torch.no_grad()
     def score_sessions(self, batch: SessionBatch) -> Tensor:
-        """[P, N] float32 logits, on the agent's device."""
-        return self._trained().logits(self.encode(batch))
+        """[P, N] float32 on the device: logits of the policy, or expected rewards, as ``config.ranking`` says."""
+        policy, states = self._trained(), self.encode(batch)
+        logits = policy.logits(states)
+        if self.config.ranking == "policy":
+            return logits
+        bought = (policy.value(states.hidden) / self.config.purchase_reward).clamp(0, 1).unsqueeze(1)
+        clicked = policy.logits(states, policy.supervised_head).softmax(1).mul_(1 - bought)
+        return clicked.addcmul_(bought, logits.softmax(1), value=self.config.purchase_worth)
 
     @torch.no_grad()
     def encode(self, batch: SessionBatch) -> SessionState:

@@ -33,6 +33,8 @@ class NetworkConfig:
     """W: the logits of the last W items of the session get a learned bonus; 0: no copy head."""
     kinds: bool = False
     """Feed whether an event was a click or a purchase, beside its item."""
+    supervised: bool = False
+    """A second output layer beside the policy's, for supervised learning of the next item."""
 
 
 class SessionState(NamedTuple):
@@ -52,6 +54,35 @@ class SessionState(NamedTuple):
         return SessionState(*(None if part is None else function(part) for part in self))
 
 
+class OutputLayer(nn.Module):
+    """Logits over N items from H hidden units, with a copy head where the network has one.
+
+    Where the layer is tied, `weight` [N, D] is the item embedding and there is no `table`.
+    """
+
+    def __init__(self, n_items: int, config: NetworkConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.n_items = n_items
+        hidden = config.hidden_units
+        dim = config.embedding_dim if config.tied else None
+        # Heads on one tied table need a projection each, or they would be one.
+        own = dim is not None and (dim != hidden or config.supervised)
+        self.projection = _xavier(generator, dim, hidden) if own and dim is not None else None
+        self.table = None if config.tied else _xavier(generator, n_items, hidden)
+        self.bias = nn.Parameter(torch.zeros(n_items))
+        self.copy_head = CopyHead(hidden, config.copy_window, config.kinds) if config.copy_window else None
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """What the rows of the table multiply, [..., D]."""
+        return hidden if self.projection is None else nn.functional.linear(hidden, self.projection)
+
+    def bonus(self, state: SessionState) -> Bonus | None:
+        """What the copy head adds to the logits of states [R, ...]; None without a copy head."""
+        if self.copy_head is None or state.window is None:
+            return None
+        return self.copy_head(state.hidden, state.window, self.n_items, state.window_kind)
+
+
 class RecurrentPolicy(nn.Module):
     """H hidden units, D features, N items. Xavier initialisation (IRN paper, section 5.1) from a seeded generator."""
 
@@ -59,30 +90,22 @@ class RecurrentPolicy(nn.Module):
         super().__init__()
         self.n_items, self.config = n_items, config
         hidden, dim = config.hidden_units, config.embedding_dim
-
-        def xavier(*shape: int) -> nn.Parameter:
-            return nn.Parameter(nn.init.xavier_uniform_(torch.empty(*shape), generator=generator))
-
-        self.item_table = xavier(n_items, 4 * hidden if dim is None else dim)
-        self.w_ih = None if dim is None else xavier(4 * hidden, dim)
-        self.w_hh = xavier(4 * hidden, hidden)
+        self.item_table = _xavier(generator, n_items, 4 * hidden if dim is None else dim)
+        self.w_ih = None if dim is None else _xavier(generator, 4 * hidden, dim)
+        self.w_hh = _xavier(generator, 4 * hidden, hidden)
         self.gate_bias = nn.Parameter(torch.zeros(4 * hidden))
-        self.kind_table = xavier(N_KINDS, 4 * hidden) if config.kinds else None
-        tied_dim = dim if config.tied else None
-        self.projection = xavier(tied_dim, hidden) if tied_dim is not None and tied_dim != hidden else None
-        self.output_table = None if config.tied else xavier(n_items, hidden)
-        self.output_bias = nn.Parameter(torch.zeros(n_items))
-        self.value_weight = xavier(1, hidden)
+        self.kind_table = _xavier(generator, N_KINDS, 4 * hidden) if config.kinds else None
+        self.head = OutputLayer(n_items, config, generator)
+        self.value_weight = _xavier(generator, 1, hidden)
         self.value_bias = nn.Parameter(torch.zeros(1))
-        self.copy_head = CopyHead(hidden, config.copy_window, config.kinds) if config.copy_window else None
+        self.supervised_head = OutputLayer(n_items, config, generator) if config.supervised else None
         self.before_lookup: Callable[[Tensor], None] | None = None
         """Called with the items whose rows of `item_table` are about to be read; with it, the gradient of those rows is
         a sparse tensor. For an optimiser of tables (`nn.optimizer.TableAdam`), where the output layer is not tied."""
 
-    @property
-    def output_weight(self) -> Tensor:
-        """[N, D] rows of the output layer."""
-        return self.item_table if self.output_table is None else self.output_table
+    def output_weight(self, head: OutputLayer) -> Tensor:
+        """[N, D] rows of an output layer."""
+        return self.item_table if head.table is None else head.table
 
     def initial_state(self, n_lanes: int) -> SessionState:
         """The state of B sessions without an event."""
@@ -142,27 +165,17 @@ class RecurrentPolicy(nn.Module):
             window_kind = torch.cat([window_kind[:, 1:], kinds.to(torch.uint8).unsqueeze(1)], dim=1)
         return SessionState(hidden, cell, window, window_kind)
 
-    def features(self, hidden: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """What the output layer multiplies, [..., D]."""
-        hidden = self._dropped(hidden, generator)
-        return hidden if self.projection is None else nn.functional.linear(hidden, self.projection)
-
-    def bonus(self, state: SessionState) -> Bonus | None:
-        """What the copy head adds to the logits of states [R, ...]; None without a copy head."""
-        if self.copy_head is None or state.window is None:
-            return None
-        return self.copy_head(state.hidden, state.window, self.n_items, state.window_kind)
-
-    def logits(self, state: SessionState) -> Tensor:
-        """[R, N] of the states [R, ...]."""
-        logits = nn.functional.linear(self.features(state.hidden), self.output_weight, self.output_bias)
-        bonus = self.bonus(state)
+    def logits(self, state: SessionState, head: OutputLayer | None = None) -> Tensor:
+        """[R, N] of the states [R, ...], of the policy or of another head."""
+        head = head or self.head
+        logits = nn.functional.linear(head.features(state.hidden), self.output_weight(head), head.bias)
+        bonus = head.bonus(state)
         return logits if bonus is None else logits.scatter_add(1, bonus.item, bonus.amount)
 
     def logit_of(self, state: SessionState, items: Tensor) -> Tensor:
-        """[...] the logit of one item each, without computing the others and without the bonus of the copy head."""
-        rows = nn.functional.embedding(items, self.output_weight)
-        return (self.features(state.hidden) * rows).sum(-1) + self.output_bias[items]
+        """[...] the policy's logit of one item each, without computing the others and without the copy head's bonus."""
+        rows = nn.functional.embedding(items, self.output_weight(self.head))
+        return (self.head.features(state.hidden) * rows).sum(-1) + self.head.bias[items]
 
     def value(self, hidden: Tensor) -> Tensor:
         """[...] V of each state."""
@@ -179,11 +192,16 @@ class RecurrentPolicy(nn.Module):
             bias = nn.functional.embedding(kinds.long(), self.kind_table + bias)
         if self.w_ih is None:
             return rows + bias
-        return nn.functional.linear(self._dropped(rows, generator), self.w_ih) + bias
+        return nn.functional.linear(self.dropped(rows, generator), self.w_ih) + bias
 
-    def _dropped(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def dropped(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """`x` with dropout drawn from the generator, or as it is without one."""
         if generator is None or self.config.dropout == 0:
             return x
         keep = 1 - self.config.dropout
         # F.dropout draws from the global generator, which would tie the result to everything else in the process.
         return x * (torch.rand(x.shape, generator=generator, device=x.device) < keep).to(x.dtype).div_(keep)
+
+
+def _xavier(generator: torch.Generator, *shape: int) -> nn.Parameter:
+    return nn.Parameter(nn.init.xavier_uniform_(torch.empty(*shape), generator=generator))

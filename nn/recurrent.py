@@ -29,9 +29,9 @@ class _Unroll(torch.autograd.Function):
         torch.mul(h, keep[0], out=h_before[0])
         torch.mul(c, keep[0], out=c_before[0])
         step = _activate_compiled if _compiled(gates) else _activate
-        arrays = _views(gates, active, h_before, c_before, cell, tanh_cell, hidden, keep)
+        arrays = _views(active, h_before, c_before, cell, tanh_cell, hidden, keep)
         for t in range(n_steps):
-            torch.mm(h_before[t], w_hh.t(), out=active[t])
+            torch.addmm(gates[t], h_before[t], w_hh.t(), out=active[t])
             step(t, *arrays)
         ctx.save_for_backward(active, h_before, c_before, tanh_cell, w_hh, keep)
         ctx.set_materialize_grads(False)
@@ -45,12 +45,14 @@ class _Unroll(torch.autograd.Function):
         d_hidden, d_cell = (active.new_empty(0, 0, 0) if grad is None else grad.contiguous() for grad in grads)
         d_gates = torch.empty_like(active)
         dh, dc = torch.zeros_like(h_before[0]), torch.zeros_like(h_before[0])
-        step = _differentiate_compiled if _compiled(active) else _differentiate
-        arrays = _views(d_hidden, d_cell, active, c_before, tanh_cell, keep, dh, dc, d_gates)
-        for t in range(len(active) - 1, -1, -1):
-            step(t, *arrays)
-            torch.mm(d_gates[t], w_hh, out=dh)
-            dh.mul_(keep[t])
+        tensors = (d_hidden, d_cell, active, c_before, tanh_cell, keep, dh, dc, d_gates)
+        if _compiled(active):
+            arrays = _views(*tensors)
+            for t in range(len(active) - 1, -1, -1):
+                _differentiate_compiled(t, *arrays)
+                torch.mm(d_gates[t], w_hh, out=dh).mul_(keep[t])
+        else:
+            _differentiate(*tensors, w_hh)
         d_w_hh = None
         if ctx.needs_input_grad[1]:
             d_w_hh = torch.mm(d_gates.flatten(0, 1).t(), h_before.flatten(0, 1))
@@ -83,34 +85,39 @@ def _views(*tensors: Tensor) -> list:
     return [x.detach().contiguous().numpy() for x in tensors] if _compiled(tensors[0]) else list(tensors)
 
 
-def _activate(t, gates, active, h_before, c_before, cell, tanh_cell, hidden, keep):
-    """From the product of step t in `active` to its activations, its state, and the state before the next step."""
+def _activate(t, active, h_before, c_before, cell, tanh_cell, hidden, keep):
+    """From the sums of step t in `active` to its activations, its state, and the state before the next step."""
     size = hidden.shape[2]
-    a = active[t].add_(gates[t])
-    a[:, : 3 * size].sigmoid_()
-    a[:, 3 * size :].tanh_()
-    i, f, o, g = a.chunk(4, dim=1)
+    active[t, :, : 3 * size].sigmoid_()
+    active[t, :, 3 * size :].tanh_()
+    i, f, o, g = active[t].chunk(4, dim=1)
     torch.mul(f, c_before[t], out=cell[t]).addcmul_(i, g)
     torch.mul(o, torch.tanh(cell[t], out=tanh_cell[t]), out=hidden[t])
-    if t + 1 < len(gates):
+    if t + 1 < len(active):
         torch.mul(hidden[t], keep[t + 1], out=h_before[t + 1])
         torch.mul(cell[t], keep[t + 1], out=c_before[t + 1])
 
 
-def _differentiate(t, d_hidden, d_cell, active, c_before, tanh_cell, keep, dh, dc, d_gates):
-    """The gradient of the gates of step t; `dh`, `dc` come from step t + 1, and `dc` leaves for step t - 1."""
-    i, f, o, g = active[t].chunk(4, dim=1)
-    di, df, do, dg = d_gates[t].chunk(4, dim=1)
-    if len(d_hidden):
-        dh = dh + d_hidden[t]
-    if len(d_cell):
-        dc += d_cell[t]
-    dc.addcmul_(dh, o * (1 - tanh_cell[t].square()))
-    di.copy_(dc * g * i * (1 - i))
-    df.copy_(dc * c_before[t] * f * (1 - f))
-    do.copy_(dh * tanh_cell[t] * o * (1 - o))
-    dg.copy_(dc * i * (1 - g * g))
-    dc.mul_(f * keep[t])
+def _differentiate(d_hidden, d_cell, active, c_before, tanh_cell, keep, dh, dc, d_gates, w_hh):
+    """All steps from the last to the first; leaves in `dh`, `dc` the gradients of the carried state."""
+    # Everything that does not depend on the recurrence is done for all steps at once.
+    i, f, o, g = active.chunk(4, dim=2)
+    dc_per_dh, do_per_dh = o * (1 - tanh_cell.square()), tanh_cell * o * (1 - o)
+    di_per_dc, df_per_dc, dg_per_dc = g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g)
+    f_keep = f * keep
+    for t in range(len(active) - 1, -1, -1):
+        if len(d_hidden):
+            dh += d_hidden[t]
+        if len(d_cell):
+            dc += d_cell[t]
+        dc.addcmul_(dh, dc_per_dh[t])
+        di, df, do, dg = d_gates[t].chunk(4, dim=1)
+        torch.mul(dc, di_per_dc[t], out=di)
+        torch.mul(dc, df_per_dc[t], out=df)
+        torch.mul(dh, do_per_dh[t], out=do)
+        torch.mul(dc, dg_per_dc[t], out=dg)
+        torch.mm(d_gates[t], w_hh, out=dh).mul_(keep[t])
+        dc.mul_(f_keep[t])
 
 
 @njit(inline="always")
@@ -144,14 +151,12 @@ def _tanh(x):
 
 # What lets the compiler vectorise: short loops, each over few arrays that might overlap, and indices without an offset.
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
-def _activate_compiled(t, gates, active, h_before, c_before, cell, tanh_cell, hidden, keep):
+def _activate_compiled(t, active, h_before, c_before, cell, tanh_cell, hidden, keep):
     size = hidden.shape[2]
     for b in range(hidden.shape[1]):
-        a, gate = active[t, b], gates[t, b]
+        a = active[t, b]
         i, f, o, g = a[:size], a[size : 2 * size], a[2 * size : 3 * size], a[3 * size :]
         c, c_old, tanh_c, h = cell[t, b], c_before[t, b], tanh_cell[t, b], hidden[t, b]
-        for k in range(4 * size):
-            a[k] += gate[k]
         for k in range(3 * size):
             a[k] = _sigmoid(a[k])
         for k in range(size):
@@ -162,7 +167,7 @@ def _activate_compiled(t, gates, active, h_before, c_before, cell, tanh_cell, hi
             tanh_c[k] = _tanh(c[k])
         for k in range(size):
             h[k] = o[k] * tanh_c[k]
-        if t + 1 < len(gates):
+        if t + 1 < len(active):
             kept, h_next, c_next = keep[t + 1, b, 0], h_before[t + 1, b], c_before[t + 1, b]
             for k in range(size):
                 h_next[k] = kept * h[k]
@@ -172,6 +177,7 @@ def _activate_compiled(t, gates, active, h_before, c_before, cell, tanh_cell, hi
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
 def _differentiate_compiled(t, d_hidden, d_cell, active, c_before, tanh_cell, keep, dh, dc, d_gates):
+    # Step t of `_differentiate`, but for the product.
     one = np.float32(1)
     size = dh.shape[1]
     for b in range(dh.shape[0]):

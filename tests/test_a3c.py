@@ -121,7 +121,7 @@ def _reconstruction(p, config, h, c, imagined):
             state = _step(p, item, *before)
             alone = _step(p, item, np.zeros_like(h), np.zeros_like(c))
             read = {"after": state, "before": before, "alone": alone}[config.reconstruction][0]
-            logit = (read * p["output_table"][item]).sum(1) + p["output_bias"][item]
+            logit = (read * p["head.table"][item]).sum(1) + p["head.bias"][item]
             total += config.gamma**tau * ((1 - logit) ** 2).sum()
             now.append(state)
         states = now
@@ -145,7 +145,7 @@ def _loss(p, fixed, config, steps, carried, returns, imagined):
     }[config.policy_weight]
     if config.policy_at == "reward":
         weight = weight * (reward > 0)
-    logits = hidden @ p["output_table"].T + p["output_bias"]
+    logits = hidden @ p["head.table"].T + p["head.bias"]
     log_pi = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     loss -= ((weight + config.supervised_weight) * log_pi[np.arange(len(action)), action]).mean()
     entropy = -(np.exp(log_pi) * log_pi).sum(1) * (reward > 0 if config.policy_at == "reward" else 1.0)
@@ -336,14 +336,14 @@ def test_the_softmax_is_computed_at_rewarded_rows_alone(start, monkeypatch):
 def test_without_a_purchase_the_policy_gets_no_gradient(log, start):
     clicks = replace(log, kind=np.zeros(log.n_events, np.uint8), recorded_fingerprint=None)
     learner, _ = start(TINY, clicks)
-    assert learner.policy.output_table is not None
+    assert learner.policy.head.table is not None
     before = _weights(learner.policy)
     for _ in range(5):
         learner.update()
-        assert learner.policy.output_table.grad is None
-        assert learner.policy.output_bias.grad is None
+        assert learner.policy.head.table.grad is None
+        assert learner.policy.head.bias.grad is None
     after = _weights(learner.policy)
-    for name in ("output_table", "output_bias"):
+    for name in ("head.table", "head.bias"):
         np.testing.assert_array_equal(after[name], before[name])
     # V still learns that nothing is bought.
     assert not np.array_equal(after["value_bias"], before["value_bias"])

@@ -173,7 +173,7 @@ def test_an_imagined_item_enters_the_window_of_the_copy_head(policy):
     # So peaked that every draw is the best item, which makes the trajectories known.
     with torch.no_grad():
         policy.item_table.mul_(40)
-        policy.output_bias.mul_(40)
+        policy.head.bias.mul_(40)
     core = ImaginationCore(policy, seeded())
     begin = states(policy, 50)
     imagined = torch.stack(TrajectoryManager(core, breadth=2, depth=3).imagine(begin))
@@ -213,19 +213,19 @@ def test_the_same_seed_imagines_the_same_and_draws_from_nowhere_else(policy):
 
 
 def test_the_frozen_copy_learns_nothing_until_it_is_refreshed(policy):
-    policy.output_bias.grad = torch.ones(N)
+    policy.head.bias.grad = torch.ones(N)
     core = ImaginationCore(policy.train(), seeded())
     assert all(p.grad is None and not p.requires_grad for p in core.policy.parameters())
     assert policy.training and not core.policy.training
     state = states(policy, 3)
     before = core.policy.logits(state).clone()
     with torch.no_grad():
-        policy.output_bias += torch.arange(float(N))
+        policy.head.bias += torch.arange(float(N))
     assert torch.equal(core.policy.logits(state), before)
-    address = core.policy.output_bias.data_ptr()
+    address = core.policy.head.bias.data_ptr()
     core.refresh(policy)
     assert torch.equal(core.policy.logits(state), policy.logits(state).detach())
-    assert core.policy.output_bias.data_ptr() == address
+    assert core.policy.head.bias.data_ptr() == address
 
 
 def test_a_network_that_is_not_copied_is_distilled_from_the_policy(policy):
@@ -322,10 +322,10 @@ def test_bias_share_is_one_where_the_bias_alone_makes_the_logit_and_zero_without
     items = torch.arange(9) % N
     with torch.no_grad():
         assert 0 < float(logit_bias_share(policy, state, items)) < 1
-        policy.output_bias.zero_()
+        policy.head.bias.zero_()
         assert float(logit_bias_share(policy, state, items)) == 0
         policy.item_table.zero_()
-        policy.output_bias.fill_(-2)
+        policy.head.bias.fill_(-2)
         assert float(logit_bias_share(policy, state, items)) == 1
 
 

@@ -328,6 +328,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_processes_step_shared_parameters_and_both_contribute(tmp_path):
     # A file of its own, because processes that are spawned import the module of what they run.
     script = tmp_path / "workers.py"

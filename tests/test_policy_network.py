@@ -47,16 +47,16 @@ def _forward(p, config, session, kinds):
         i, f, o = (1 / (1 + np.exp(-gates[k * size : (k + 1) * size])) for k in range(3))
         c = f * c + i * np.tanh(gates[3 * size :])
         h = o * np.tanh(c)
-    features = p["projection"] @ h if "projection" in p else h
-    logits = p.get("output_table", p["item_table"]) @ features + p["output_bias"]
+    features = p["head.projection"] @ h if "head.projection" in p else h
+    logits = p.get("head.table", p["item_table"]) @ features + p["head.bias"]
     window, window_kinds = session[-config.copy_window :], kinds[-config.copy_window :]
     newest_first = list(dict.fromkeys(reversed(window))) if config.copy_window else []
     for rank, item in enumerate(newest_first):
         count = min(window.count(item), 3)
         if config.kinds and (item, PURCHASE) in zip(window, window_kinds, strict=True):
-            logits[item] += p["copy_head.bought"][0]
-        logits[item] += p["copy_head.gate_weight"][0] @ h + p["copy_head.gate_bias"][0]
-        logits[item] += p["copy_head.recency"][rank] + p["copy_head.count"][count - 1]
+            logits[item] += p["head.copy_head.bought"][0]
+        logits[item] += p["head.copy_head.gate_weight"][0] @ h + p["head.copy_head.gate_bias"][0]
+        logits[item] += p["head.copy_head.recency"][rank] + p["head.copy_head.count"][count - 1]
     return logits, p["value_weight"][0] @ h + p["value_bias"][0]
 
 
@@ -139,7 +139,7 @@ def test_weights_depend_on_the_seed_alone():
 def test_dropout_zeroes_its_share_and_keeps_the_mean():
     config = NetworkConfig(hidden_units=200, embedding_dim=4, dropout=0.3)
     policy = RecurrentPolicy(N, config, torch.Generator().manual_seed(0))
-    dropped = policy.features(torch.ones(500, 200), torch.Generator().manual_seed(1))
+    dropped = policy.dropped(torch.ones(500, 200), torch.Generator().manual_seed(1))
     n = dropped.numel()
     zeros = int((dropped == 0).sum())
     # Five standard deviations of a binomial.

@@ -1,6 +1,9 @@
 """The probes against policies whose behaviour is known."""
 
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from sessiongym.agents.recurrent import RecurrentAgent
 from sessiongym.envs.log import SessionLog
 
 N = 30
+PAGE = Path(__file__).parents[1] / "docs" / "probes.md"
 CONFIG = AgentConfig(hidden_units=4, copy_window=10, breadth=1, depth=1)
 
 SESSIONS = [[1, 2, 3], [4, 4, 5, 4], [0, 6, 0, 0], [7, 8, 9, 0, 7, 10], [2, 2]]
@@ -62,7 +66,7 @@ def test_a_uniform_policy_has_the_entropy_of_log_n(agent, log):
 
 def test_a_copier_copies_every_newest_item_and_every_earlier_one(agent, log):
     with torch.no_grad():
-        agent.policy.copy_head.gate_bias.fill_(10)
+        agent.policy.head.copy_head.gate_bias.fill_(10)
     found = probe(agent, log)
     assert found["copy_last"] == 1
     # Only where there is an earlier item other than the newest.
@@ -73,7 +77,7 @@ def test_a_copier_copies_every_newest_item_and_every_earlier_one(agent, log):
 def test_a_policy_that_ignores_the_session_copies_only_what_it_always_ranks(agent, log):
     always = [0, 11, 12, 13, 14]
     with torch.no_grad():
-        agent.policy.output_bias[always] = 20.0
+        agent.policy.head.bias[always] = 20.0
     found = probe(agent, log)
     assert found["copy_last"] == pytest.approx(np.mean([past[-1] in always for past, _ in _states()]))
     assert found["copy_earlier"] == pytest.approx(np.mean([past[-1] != 0 and 0 in past for past, _ in _states()]))
@@ -84,7 +88,7 @@ def test_a_policy_that_ignores_the_session_copies_only_what_it_always_ranks(agen
 def test_imagined_items_come_true_where_they_occur_later_in_their_session(agent, log):
     # Item 0 is all that is ever imagined.
     with torch.no_grad():
-        agent.policy.output_bias[0] = 50.0
+        agent.policy.head.bias[0] = 50.0
     found = probe(agent, log)
     assert found["imagined_true"] == pytest.approx(np.mean([0 in future for _, future in _states()]))
     assert found["imagined_new"] == pytest.approx(np.mean([0 not in past for past, _ in _states()]))
@@ -126,7 +130,7 @@ def test_rates_are_those_counted_one_by_one():
     agent = RecurrentAgent(AgentConfig(hidden_units=4, breadth=3, depth=1, branching="top-n"), seed=2)
     agent.policy = agent.build(N)
     with torch.no_grad():
-        agent.policy.output_bias.normal_(std=0.5, generator=torch.Generator().manual_seed(0))
+        agent.policy.head.bias.normal_(std=0.5, generator=torch.Generator().manual_seed(0))
     log_probability = agent.score_sessions(log.batch()).double().log_softmax(dim=1).numpy()
     counted = {name: [] for name in SHARES if name != "imagined_bias"}
     for (past, future), row in zip(_states(sessions), log_probability, strict=True):
@@ -224,3 +228,15 @@ def test_the_calibration_error_lies_between_the_bias_and_the_rmse(pairs):
     found = calibration(*np.array(pairs, dtype=float).T)
     assert abs(found["bias"]) <= found["calibration_error"] + 1e-9
     assert found["calibration_error"] <= found["rmse"] + 1e-9
+
+
+def test_the_page_names_every_scalar_of_a_training(tmp_path):
+    rng = np.random.default_rng(0)
+    sessions = [rng.integers(0, N, 6).tolist() for _ in range(40)]
+    log = _log(sessions, [rng.integers(0, 2, 6) for _ in sessions])
+    config = AgentConfig(hidden_units=4, imagination_weight=0.1, supervised_weight=0.1, epochs=1, lanes=4, unroll=4)
+    RecurrentAgent(config).fit(log, log, validate=lambda _: 0.0, folder=tmp_path)
+    scalars = json.loads((tmp_path / "scalars.jsonl").read_text())
+    named = set(re.findall(r"`([a-z_]+)\*?`", PAGE.read_text(encoding="utf-8")))
+    found = {re.sub(r"(?<=advantage_share_).*", "", name) for name in scalars}
+    assert {"advantage_share_", "gradient_norm_imagination", "value_bias", "imagined_true"} <= found <= named

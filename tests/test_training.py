@@ -59,7 +59,7 @@ def log():
 
 def _score(agent):
     """Any figure that depends on the weights and rises and falls."""
-    return float(agent.policy.output_bias.detach().sum().sin())
+    return float(agent.policy.head.bias.detach().sum().sin())
 
 
 def _train(config, log, folder=None, seed=0, validate=_score):
@@ -247,7 +247,7 @@ def progress(done, total, text):
         os.kill(os.getpid(), signal.SIGKILL)
 
 config = AgentConfig(**json.loads(sys.argv[2]))
-score = lambda agent: float(agent.policy.output_bias.detach().sum().sin())
+score = lambda agent: float(agent.policy.head.bias.detach().sum().sin())
 RecurrentAgent(config).fit(log, log, validate=score, folder=folder, progress=progress)
 """
 
@@ -317,8 +317,8 @@ def test_purchase_rewards_of_density_zero_train_no_policy(log, drop):
     config = small("a3c-p", "paper", density=0.0, drop=drop, epochs=1)
     agent = _train(config, log)
     untrained = agent.build(N)
-    assert torch.equal(agent.policy.output_table, untrained.output_table)
-    assert torch.equal(agent.policy.output_bias, untrained.output_bias)
+    assert torch.equal(agent.policy.head.table, untrained.head.table)
+    assert torch.equal(agent.policy.head.bias, untrained.head.bias)
     assert not torch.equal(agent.policy.value_bias, untrained.value_bias)
 
 

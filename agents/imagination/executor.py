@@ -91,6 +91,6 @@ def logit_bias_share(policy: RecurrentPolicy, state: SessionState, items: Tensor
 
     Near 1, the reconstruction is met by the bias alone.
     """
-    bias = policy.output_bias[items]
+    bias = policy.head.bias[items]
     rest = policy.logit_of(state, items) - bias
     return torch.mean(bias.abs() / (bias.abs() + rest.abs()).clamp(min=1e-12))
