@@ -15,6 +15,7 @@ from ..errors import InputError
 PolicyWeight = Literal["advantage", "positive_advantage", "return", "one"]
 PolicyAt = Literal["every", "reward"]
 Reconstruction = Literal["after", "before", "alone"]
+ValidateBy = Literal["purchase", "click", "mean"]
 Branching = Literal["gumbel", "iid", "top-n", "tree"]
 
 
@@ -128,6 +129,8 @@ class AgentConfig:
     """Largest number of passes over the training sessions."""
     max_events: int = 2_500_000
     """Largest number of training events, rounded down to whole epochs but never below one."""
+    validate_by: ValidateBy = "purchase"
+    """Recall@5 on validation that keeps an epoch: over purchases, over clicks, or the mean of the two figures."""
     patience: int = 3
     """Epochs without a better validation score before training stops."""
 
@@ -199,6 +202,7 @@ class AgentConfig:
             ("reconstruction", ("after", "before", "alone")),
             ("drop", ("event", "reward", "click")),
             ("order", ("chronological", "shuffled")),
+            ("validate_by", ("purchase", "click", "mean")),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
+from ..agents.config import ValidateBy
 from ..envs.log import CLICK, PURCHASE, SessionLog
 from ..errors import InputError
 from .metrics import recall
@@ -75,24 +76,37 @@ def rank_events(
 
 
 def purchase_recall(model: Recommender, log: SessionLog, k: int = 5, *, max_scores: int = 2**24) -> float:
-    """Recall@k over the purchases of `log`, ties in expectation: the figure that training selects checkpoints by.
+    """Recall@k over the purchases of `log`, ties in expectation.
 
     Only sessions with a purchase to predict are scored. A log without one gives Recall@k over all its events instead,
     and a log without any event to predict gives 0.0, so that the figure can always be compared.
     """
+    return validation_recall(model, log, "purchase", k, max_scores=max_scores)
+
+
+def validation_recall(
+    model: Recommender, log: SessionLog, by: ValidateBy = "purchase", k: int = 5, *, max_scores: int = 2**24
+) -> float:
+    """The figure that training selects checkpoints by: Recall@k over purchases or clicks, or the mean of the two.
+
+    Sessions without such an event to predict are not scored. Kinds that are not there count for nothing, as
+    `purchase_recall` says.
+    """
+    kinds = {"purchase": (PURCHASE,), "click": (CLICK,), "mean": (PURCHASE, CLICK)}[by]
     target = log.batch().target_events()
     session = np.repeat(np.arange(log.n_sessions), log.length)[target]
-    bought = log.kind[target] == PURCHASE
-    if bought.any():
-        log = log.select(session[bought])
+    asked = np.isin(log.kind[target], kinds)
+    if asked.any():
+        log = log.select(session[asked])
         target = log.batch().target_events()
-        bought = log.kind[target] == PURCHASE
+        asked = np.isin(log.kind[target], kinds)
     else:
-        bought[:] = True
-    if not bought.any():
+        asked[:] = True
+    if not asked.any():
         return 0.0
-    low, high = _rank(model, log, bought, max_scores, None)
-    return float(recall(low, high, k).mean())
+    hit = recall(*_rank(model, log, asked, max_scores, None), k)
+    kind = log.kind[target][asked]
+    return float(np.mean([hit[kind == one].mean() for one in np.unique(kind)] if by == "mean" else hit.mean()))
 
 
 def slice_masks(events: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ..agents.config import AgentConfig
 from ..envs.folders import SCHEMA, check_new_folder, read_manifest, write_json
 from ..envs.log import PreparedData
 from ..errors import InputError
@@ -171,10 +172,11 @@ def _train_into(
     started = time.time()
     model = spec.create(seed, device)
     if spec.trained:
-        from .events import purchase_recall
+        from .events import validation_recall
 
         agent = cast("RecurrentAgent | SB3Agent", model)
-        validate = partial(purchase_recall, log=data.valid)
+        by = spec.config.validate_by if isinstance(spec.config, AgentConfig) else "purchase"
+        validate = partial(validation_recall, log=data.valid, by=by)
         agent.fit(data.train, data.valid, validate=validate, folder=work, progress=progress)
         agent.save(work)
     else:

@@ -10,7 +10,14 @@ import pytest
 import torch
 from sessiongym.envs.log import PURCHASE, SessionLog
 from sessiongym.errors import InputError
-from sessiongym.evaluate.events import SLICES, popularity_deciles, purchase_recall, rank_events, slice_masks
+from sessiongym.evaluate.events import (
+    SLICES,
+    popularity_deciles,
+    purchase_recall,
+    rank_events,
+    slice_masks,
+    validation_recall,
+)
 
 
 class Table:
@@ -171,6 +178,17 @@ def test_purchase_recall_without_purchases_is_over_all_events_and_without_events
     expected = (rank_events(Table(12), clicks)["rank_low"] < 5).mean()
     assert purchase_recall(Table(12), clicks) == pytest.approx(expected)
     assert purchase_recall(Table(2), _log(["a", "B"])) == 0.0
+
+
+@pytest.mark.parametrize("by", ["purchase", "click", "mean"])
+def test_validation_recall_is_that_of_the_kinds_asked_for(random_log, by):
+    events = rank_events(Table(12), random_log)
+    hit, bought = events["rank_low"] < 3, events["kind"] == PURCHASE
+    expected = {"purchase": hit[bought].mean(), "click": hit[~bought].mean()}
+    expected["mean"] = (expected["purchase"] + expected["click"]) / 2
+    assert validation_recall(Table(12), random_log, by, k=3) == pytest.approx(expected[by], abs=1e-12)
+    clicks = dataclasses.replace(random_log, kind=np.zeros(random_log.n_events, np.uint8))
+    assert validation_recall(Table(12), clicks, by, k=3) == pytest.approx(hit.mean(), abs=1e-12)
 
 
 def test_a_log_with_nothing_to_predict_gives_an_empty_table():
