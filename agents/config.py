@@ -72,7 +72,7 @@ class AgentConfig:
     """What items are ranked by: pi alone, or the reward to expect of recommending an item where a click earns 1 and a
     purchase `purchase_worth`: (1 - q) p + purchase_worth q pi. Here p is the next-item probability of an own supervised
     head, and q = V / purchase_reward, cut to [0, 1], the probability that the next event is a purchase (-P only)."""
-    purchase_worth: float = 2.0
+    purchase_worth: float = 5.0
     """What a purchase counts in that ranking, where a click counts 1."""
     entropy_weight: float = 0.0
     """Weight of the policy's entropy in nats, at the events at which the policy is updated (A3C, Mnih et al. 2016)."""

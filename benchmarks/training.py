@@ -4,7 +4,8 @@ FLOP an event, H = 256 units, D inputs of the LSTM beside its state (256, or 0 w
 items, a product counted as 2 and its gradients as 4, p the share of events with a reward:
 
 - LSTM: L = 2 (D + H) 4 H forward, 3 L with gradients.
-- Output layer: S = 2 H N forward, 3 S with gradients, for every event (`lstm`, `a3c-f`) or a share p (`-p`).
+- Output layer: S = 2 H N forward, 3 S with gradients, for every event (`lstm`, `a3c-f`) or a share p (`-p`); a
+  supervised head takes the events that the policy leaves.
 - `a3c-f`: L more for the frozen value network.
 - `irn-p` with breadth n, depth m: L + n (m - 1) L for the imagined states, S + n (m - 1) S to sample items in them,
   and 3 n m L to reconstruct. One logit an item is not counted, nor are Adam, the copy head, or the value.
@@ -38,7 +39,11 @@ def flop_per_event(config: AgentConfig, n_items: int, purchase_share: float) -> 
     inputs = config.embedding_dim or 0
     lstm = 2 * (inputs + config.hidden_units) * 4 * config.hidden_units
     softmax = 2 * config.hidden_units * n_items
-    total = 3 * lstm + 3 * softmax * (1.0 if config.policy_at == "every" else purchase_share)
+    share = 1.0 if config.policy_at == "every" else purchase_share
+    if config.supervised_weight > 0:
+        taught = 1 - purchase_share if config.supervised_at == "unrewarded" else 1.0
+        share = share + taught if config.has_supervised_head else max(share, taught)
+    total = 3 * lstm + 3 * softmax * share
     if config.bootstrap:
         total += lstm
     if config.imagination_weight > 0:

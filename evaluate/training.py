@@ -43,10 +43,10 @@ _SECTIONS = (
             _Column("imagined_new", "new"),
             _Column("imagined_bias", "bias"),
         ),
-        "At the epoch kept on validation, mean over seeds, in % but for epoch and nats. Valid.: purchase Recall@5 on "
-        "the validation split. In its states, nats: entropy of the policy; last: the newest item is among the top 5; "
-        "any: some item of the session is; true: items that the policy would imagine and that occur later in the "
-        "session; new: not in it yet; bias: share of the output bias in their logits.",
+        "At the epoch kept on validation, mean over seeds, in % but for epoch and nats. Valid.: the Recall@5 on the "
+        "validation split that it was kept by. In the states there, nats: entropy of the policy; last: the newest item "
+        "is among its top 5; any: some item of the session is; true: items that it would imagine and that occur later "
+        "in the session; new: not in it yet; bias: share of the output bias in their logits.",
     ),
     _Section(
         "How it learns",

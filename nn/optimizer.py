@@ -76,6 +76,9 @@ class TableAdam:
     def step(self, clip_norm: float) -> Tensor:
         """Clip the gradients to a global norm of `clip_norm`, step, and return the norm [] from before clipping."""
         dense = [p for name, p in self.parameters.items() if name not in self.tables and p.grad is not None]
+        for parameter in dense:
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()
         sparse = [(table, *table.gradient()) for table in self.tables.values() if table.parameter.grad is not None]
         rows = [values for _, _, values in sparse]
         norm = torch.nn.utils.get_total_norm([*(p.grad for p in dense if p.grad is not None), *rows])

@@ -174,7 +174,8 @@ class RecurrentPolicy(nn.Module):
 
     def logit_of(self, state: SessionState, items: Tensor) -> Tensor:
         """[...] the policy's logit of one item each, without computing the others and without the copy head's bonus."""
-        rows = nn.functional.embedding(items, self.output_weight(self.head))
+        # A few rows are added to the gradient that the full softmax gives the table, instead of a table of zeros.
+        rows = nn.functional.embedding(items, self.output_weight(self.head), sparse=self.before_lookup is not None)
         return (self.head.features(state.hidden) * rows).sum(-1) + self.head.bias[items]
 
     def value(self, hidden: Tensor) -> Tensor:
