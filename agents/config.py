@@ -107,6 +107,9 @@ class AgentConfig:
     """Training events before the first imagination."""
     imagination_warmup: int = 0
     """Events over which its weight then rises from 0 to `imagination_weight`, linearly."""
+    imagination_gate: float = 0.0
+    """Share of states whose next item is among the first imagined ones from which on the weight counts in full; below
+    it the weight falls in proportion. The share is that of the rollouts before. 0: no gate."""
 
     lanes: int = 16
     """B: sessions walked at once (the paper's M; lanes x unroll = 128 events an update)."""
@@ -172,7 +175,7 @@ class AgentConfig:
                 )
         not_negative = ("copy_window", "imagination_start", "imagination_warmup", "patience", "workers")
         weights = ("learning_rate", "value_coefficient", "supervised_weight", "purchase_worth")
-        weights += ("entropy_weight", "imagination_weight")
+        weights += ("entropy_weight", "imagination_weight", "imagination_gate")
         for name in (*not_negative, *weights):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name}: expected a finite number from 0, found {getattr(self, name)}")

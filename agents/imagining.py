@@ -12,11 +12,15 @@ from ..nn.optimizer import TableAdam
 from ..nn.policy import NetworkConfig, RecurrentPolicy, SessionState
 from .checkpoint import part_of, prefixed
 from .config import AgentConfig
-from .imagination import ImaginationCore, SeenItems, TrajectoryManager, distillation_loss, imagination_loss
+from .imagination import ImaginationCore, SeenItems, TrajectoryManager, distillation_loss, reconstruction_loss
 from .lanes import LaneStates, Steps
 
 SEEN_WINDOW = 20
 """Of a session's items, the last so many can be reconstructed by the agents that reconstruct seen items."""
+
+
+CAME_TRUE_DECAY = 0.99
+"""Of the running share of imagined items that come true, an update."""
 
 
 class Imagining:
@@ -40,6 +44,8 @@ class Imagining:
                 self.core = ImaginationCore(policy, generator)
             self.planner = TrajectoryManager(self.core, config.breadth, config.depth, config.branching)
             self.lanes = LaneStates(self.core.policy, config.lanes, config.history)
+        self.came_true = torch.zeros((), device=self.device)
+        """Running share of states whose next item was among the first imagined ones."""
         self.start()
 
     def start(self) -> None:
@@ -69,15 +75,15 @@ class Imagining:
         if weight == 0:
             zero = states.hidden.new_zeros(())
             return zero, zero
-        error = imagination_loss(
-            policy,
-            states,
-            self.planner,
-            imagined_from=imagined_from,
-            reading=self.config.reconstruction,
-            gamma=self.config.gamma,
-        )
-        return weight * error, error.detach()
+        imagined = self.planner.imagine(imagined_from)
+        error = reconstruction_loss(policy, states, imagined, self.config.reconstruction, self.config.gamma)
+        loss = weight * error
+        if self.config.imagination_gate > 0:
+            loss = loss * (self.came_true / self.config.imagination_gate).clamp(max=1.0)
+            # Only now: the weight of a rollout must not depend on what its shoppers did next.
+            hit = (imagined[0] == steps.action.flatten()).any(dim=0).float().mean()
+            self.came_true = torch.lerp(hit, self.came_true, CAME_TRUE_DECAY)
+        return loss, error.detach()
 
     def _seen(self, steps: Steps) -> Tensor:
         windows = window_stream(self.window, steps.item, steps.start, self.n_items)
@@ -98,7 +104,7 @@ class Imagining:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All that the next loss depends on, by name."""
-        tensors = {"window": self.window}
+        tensors = {"window": self.window, "came_true": self.came_true}
         if self.lanes is not None:
             tensors |= prefixed("policy", self.lanes.policy.state_dict()) | prefixed("lanes", self.lanes.tensors())
         if self.optimizer is not None:
@@ -107,7 +113,7 @@ class Imagining:
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Go on from what `state_tensors` gave."""
-        self.window = tensors["window"]
+        self.window, self.came_true = tensors["window"], tensors["came_true"]
         if self.lanes is not None:
             self.lanes.policy.load_state_dict(part_of(tensors, "policy"))
             self.lanes.load_tensors(part_of(tensors, "lanes"))

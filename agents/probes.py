@@ -24,7 +24,7 @@ _VALUE_BINS = 10
 def probe(agent: RecurrentAgent, log: SessionLog, max_rows: int = 1000, k: int = 5) -> dict[str, float]:
     """Scalars over the first states of `log`, at most `max_rows`; none where there is no state.
 
-    ``entropy``: of the policy, in nats. Shares of the states: ``copy_last``, the newest item is among the top k;
+    ``entropy``: of the policy, in nats. Shares of the states: ``copy_last``, the newest item is ranked among the top k;
     ``copy_earlier``, another item of the session is; ``copy_any``, either is. Shares of the items that the policy would
     imagine by the breadth, depth and branching of its configuration, whatever it learns from: ``imagined_true``, the
     item occurs later in its session; ``imagined_new``, it has not occurred there yet. ``imagined_bias``: share of the
@@ -53,7 +53,7 @@ def _of_policy(agent: RecurrentAgent, batch: SessionBatch, k: int) -> dict[str, 
     for first in range(0, n_rows, _STATES_AT_ONCE):
         state = states.map(itemgetter(slice(first, first + _STATES_AT_ONCE)))
         log_probability = policy.logits(state).log_softmax(dim=1)
-        top.append(log_probability.topk(min(k, policy.n_items), dim=1).indices)
+        top.append(agent.score_states(state).topk(min(k, policy.n_items), dim=1).indices)
         entropy -= (log_probability.exp() * log_probability).sum()
         items = torch.cat(planner.imagine(state))
         imagined.append(items.t())

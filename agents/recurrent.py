@@ -51,7 +51,12 @@ class RecurrentAgent:
     @torch.no_grad()
     def score_sessions(self, batch: SessionBatch) -> Tensor:
         """[P, N] float32 on the device: logits of the policy, or expected rewards, as ``config.ranking`` says."""
-        policy, states = self._trained(), self.encode(batch)
+        return self.score_states(self.encode(batch))
+
+    @torch.no_grad()
+    def score_states(self, states: SessionState) -> Tensor:
+        """The same for states [P, ...]."""
+        policy = self._trained()
         logits = policy.logits(states)
         if self.config.ranking == "policy":
             return logits

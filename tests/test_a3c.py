@@ -128,6 +128,10 @@ def _reconstruction(p, config, h, c, imagined):
     return total / len(h)
 
 
+def _log_softmax(logits):
+    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+
+
 def _loss(p, fixed, config, steps, carried, returns, imagined):
     """The whole loss in `p`; whatever carries no gradient is computed from the weights `fixed`."""
     hidden, cell = (x.reshape(-1, config.hidden_units) for x in _unroll(p, steps, *carried))
@@ -145,9 +149,12 @@ def _loss(p, fixed, config, steps, carried, returns, imagined):
     }[config.policy_weight]
     if config.policy_at == "reward":
         weight = weight * (reward > 0)
-    logits = hidden @ p["head.table"].T + p["head.bias"]
-    log_pi = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    loss -= ((weight + config.supervised_weight) * log_pi[np.arange(len(action)), action]).mean()
+    log_pi = _log_softmax(hidden @ p["head.table"].T + p["head.bias"])
+    loss -= (weight * log_pi[np.arange(len(action)), action]).mean()
+    head = "supervised_head" if config.supervised_head == "own" else "head"
+    log_p = _log_softmax(hidden @ p[f"{head}.table"].T + p[f"{head}.bias"]) if config.supervised_weight else log_pi
+    taught = config.supervised_weight * (1.0 if config.supervised_at == "every" else reward == 0)
+    loss -= (taught * log_p[np.arange(len(action)), action]).mean()
     entropy = -(np.exp(log_pi) * log_pi).sum(1) * (reward > 0 if config.policy_at == "reward" else 1.0)
     loss -= config.entropy_weight * entropy.mean()
     if imagined is not None:
@@ -187,6 +194,9 @@ def _gradient(function, p):
         replace(FULL, imagination_weight=0.3, branching="top-n", kinds=True),
         SEEN,
         replace(TINY, kinds=True, value_at="reward", supervised_weight=0.5),
+        replace(TINY, supervised_weight=0.5, supervised_at="unrewarded"),
+        replace(TINY, supervised_weight=0.5, supervised_at="unrewarded", supervised_head="own"),
+        replace(FULL, supervised_weight=0.5, supervised_head="own"),
         replace(TINY, entropy_weight=0.2),
         replace(FULL, entropy_weight=0.2, supervised_weight=0.5),
         replace(FULL, value_target="online"),
@@ -331,6 +341,44 @@ def test_the_softmax_is_computed_at_rewarded_rows_alone(start, monkeypatch):
     n_rewarded = [int((r.reward > 0).sum()) for r in rollouts]
     assert n_rows == [n for n in n_rewarded if n > 0]
     assert 0 < sum(n_rows) < 10 * TINY.lanes * TINY.unroll
+
+
+def test_the_weight_of_imagination_starts_rises_and_stays(start):
+    config = replace(IMAGINING, imagination_start=16, imagination_warmup=32)
+    learner, _ = start(config)
+    n_events = [0, 15, 16, 32, 48, 1000]
+    weights = [learner.imagining.weight(n) for n in n_events]
+    assert weights == [0.0, 0.0, 0.0, pytest.approx(0.35), 0.7, 0.7]
+    losses = []
+    for _ in range(8):
+        learner.metrics.take()
+        learner.update()
+        losses.append("imagination_loss" in learner.metrics.take())
+    # Eight events an update, and a weight of 0 at the sixteenth.
+    assert losses == [False] * 3 + [True] * 5
+
+
+def test_the_gate_lets_imagination_in_as_far_as_imagined_items_came_true(start):
+    config = replace(IMAGINING, imagination_gate=0.5, learning_rate=0.0)
+    learner, rollouts = start(config)
+    planner, expected, shares = learner.imagining.planner, 0.0, []
+
+    def imagine(state):
+        imagined = planner.imagine(state)
+        shares.append(np.mean((imagined[0].numpy() == rollouts[-1].action.ravel()).any(axis=0)))
+        return imagined
+
+    learner.imagining.planner = SimpleNamespace(imagine=imagine)
+    gated = []
+    loss = learner.imagining.loss
+    learner.imagining.loss = lambda *arguments: gated.append(loss(*arguments)) or gated[-1]
+    for _ in range(40):
+        learner.update()
+        added, error = gated[-1]
+        assert float(added.detach()) == pytest.approx(0.7 * min(expected / 0.5, 1) * float(error), rel=1e-4)
+        # The rollout at hand counts from the next one on.
+        expected = 0.99 * expected + 0.01 * shares[-1]
+    assert 0.02 < expected < 0.5
 
 
 def test_without_a_purchase_the_policy_gets_no_gradient(log, start):
