@@ -48,6 +48,8 @@ class Compare:
     """Folder for table.csv, table.md, training.csv, events.parquet and manifest.json."""
     references: bool = True
     """Add the shortcuts and controls that every table should carry."""
+    against: str | None = None
+    """Model of the comparison: add every other one's paired Recall differences to it, in differences.csv too."""
     ks: tuple[int, ...] = (3, 5, 10)
     """List lengths K, separated by commas."""
     ties: Literal["expected", "optimistic", "pessimistic"] = "expected"
@@ -323,7 +325,8 @@ def _compare(command: Compare) -> None:
     from .evaluate.compare import check_options, compare
 
     # Before anything slow starts.
-    check_options(command.models, command.seeds, command.jobs, command.device, command.ks, command.ties)
+    options = command.models, command.seeds, command.jobs, command.device, command.ks, command.ties
+    check_options(*options, against=command.against, references=command.references)
     data = _open_data(command.data or _default_shop(command.out.parent))
     result = compare(
         data,
@@ -336,18 +339,25 @@ def _compare(command: Compare) -> None:
         device=command.device,
         ks=command.ks,
         ties=command.ties,
+        against=command.against,
         overwrite=command.overwrite,
     )
+    from rich.console import Console
+
     from .evaluate.table import print_table
 
+    files = ["table.csv", "table.md", "training.csv", "events.parquet", "manifest.json"]
     print_table(result.long, notes=result.notes, ties=command.ties)
-    if len(result.training):
-        from rich.console import Console
+    if len(result.differences):
+        from .evaluate.differences import differences_console_table
 
+        Console().print(differences_console_table(result.differences, command.ties))
+        files.insert(2, "differences.csv")
+    if len(result.training):
         from .evaluate.training import training_console_table
 
         Console().print(training_console_table(result.training))
-    print(f"written to {result.folder}: table.csv, table.md, training.csv, events.parquet, manifest.json")
+    print(f"written to {result.folder}: {', '.join(files)}")
 
 
 def _default_shop(parent: Path) -> Path:

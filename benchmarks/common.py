@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sessiongym.envs.log import SessionLog
@@ -22,12 +23,12 @@ WALL = time.perf_counter
 
 def measured(
     contenders: dict[Any, Callable[[], float]], clock: Callable[[], float], rounds: int = 5
-) -> dict[str, list[float]]:
+) -> dict[Any, list[float]]:
     """Units a second of each contender in every round; it does some work and returns its units.
 
     All take turns, so that a machine that slows down slows all of them; one turn each before is not counted.
     """
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    rates: dict[Any, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
         for name, work in contenders.items():
             began = clock()
@@ -39,7 +40,7 @@ def measured(
 
 def interleaved(
     contenders: dict[Any, Callable[[], float]], clock: Callable[[], float], rounds: int = 5
-) -> dict[str, float]:
+) -> dict[Any, float]:
     """Median over `rounds` of what `measured` gives."""
     return {name: float(np.median(rate)) for name, rate in measured(contenders, clock, rounds).items()}
 

@@ -83,8 +83,9 @@ def logged(info: Mapping[str, Any]) -> Logged:
 class RolloutCollector:
     """Rollouts from any vector environment whose observations are windows of items and whose info carries `logged_*`.
 
-    `act` maps observations, [B, W] int32 or with ``kinds=True`` a dict of them and of kinds, to (actions [B], log-probabilities [B] or None). The environment must reset a
-    lane in the step that ends it (``AutoresetMode.SAME_STEP``), or its steps would not all be events.
+    `act` maps observations, [B, W] int32 or with ``kinds=True`` a dict of them and of kinds, to (actions [B],
+    log-probabilities [B] or None). The environment must reset a lane in the step that ends it
+    (``AutoresetMode.SAME_STEP``), or its steps would not all be events.
     """
 
     def __init__(

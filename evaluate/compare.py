@@ -35,6 +35,8 @@ class Comparison:
     """The long table, as `table.csv` holds it."""
     notes: tuple[str, ...]
     """Caveats that every table made from it must state."""
+    differences: pd.DataFrame
+    """Every model against one of them, as `differences.csv` holds it; empty where none was named."""
     training: pd.DataFrame
     """Every scalar of every epoch of the trained models, as `training.csv` holds it; empty where none was trained."""
     folder: Path
@@ -52,18 +54,22 @@ def compare(
     device: str = "cpu",
     ks: tuple[int, ...] = (3, 5, 10),
     ties: str = "expected",
+    against: str | None = None,
     overwrite: bool = False,
 ) -> Comparison:
     """Train and rank every (model, seed) that is not there yet, and write the tables to `out`.
 
     `references` adds the shortcuts and controls that every comparison should carry. Finished cells live in `cells`
-    (default: beside `out`) and are shared by all comparisons there. Interrupted, the same call goes on.
-    `out` gets ``table.csv`` (long form), ``table.md``, ``training.csv`` (every scalar of every epoch),
-    ``events.parquet`` (the rank of every event under every model and seed) and ``manifest.json``. Raises `InputError`
-    for options as `check_options` does, for data that is not in a folder, or where `out` is no comparison, or another
-    one and `overwrite` is off; `BrokenExecutor` where a worker process dies.
+    (default: beside `out`) and are shared by all comparisons there. Interrupted, the same call goes on. `against` names
+    a model of the comparison to which the paired differences of all others are added; another one makes the tables
+    anew and nothing else.
+    `out` gets ``table.csv`` (long form), ``table.md``, ``differences.csv`` (`paired_differences`, with `against` only),
+    ``training.csv`` (every scalar of every epoch), ``events.parquet`` (the rank of every event under every model and
+    seed) and ``manifest.json``. Raises `InputError` for options as `check_options` does, for data that is not in a
+    folder, or where `out` is no comparison, or another one and `overwrite` is off; `BrokenExecutor` where a worker
+    process dies.
     """
-    check_options(models, n_seeds, jobs, device, ks, ties)
+    check_options(models, n_seeds, jobs, device, ks, ties, against=against, references=references)
     if data.path is None:
         raise InputError("compare: the workers read the data from its folder, but it has none; use what `save` returns")
     specs = parse_models([*models, *(REFERENCES if references else ())])
@@ -86,13 +92,24 @@ def compare(
         spec.label: {seed: folders[Cell(spec, data.fingerprint(), seed).name] for seed in range(n_seeds)}
         for spec in specs
     }
-    return _write(out, plan, data, by_model, ks, ties)
+    return _write(out, plan, data, by_model, ks, ties, against)
 
 
 def check_options(
-    models: list[str], n_seeds: int, jobs: int | None, device: str, ks: tuple[int, ...], ties: str
+    models: list[str],
+    n_seeds: int,
+    jobs: int | None,
+    device: str,
+    ks: tuple[int, ...],
+    ties: str,
+    *,
+    against: str | None = None,
+    references: bool = True,
 ) -> None:
-    """Raises `InputError` for an unknown model, a missing device or an option out of range; reads no data."""
+    """Raises `InputError` for an unknown or uncompared model, a missing device or an option out of range.
+
+    Reads no data.
+    """
     parse_models(models)
     for flag, number in (("--seeds", n_seeds), ("--jobs", jobs)):
         if number is not None and number < 1:
@@ -101,6 +118,12 @@ def check_options(
         raise InputError(f"--ties: expected expected, optimistic or pessimistic, found {ties!r}")
     check_ks(ks)
     check_device(device)
+    labels = list(dict.fromkeys([*models, *(REFERENCES if references else ())]))
+    if against is not None and (against not in labels or len(labels) == 1):
+        raise InputError(
+            f"--against: expected one of several models of this comparison ({', '.join(labels)}), found {against!r}; "
+            "name one of them or add models with --models"
+        )
 
 
 def default_jobs(device: str) -> int:
@@ -248,10 +271,12 @@ def _write(
     folders: dict[str, dict[int, Path]],
     ks: tuple[int, ...],
     ties: str,
+    against: str | None,
 ) -> Comparison:
     import pandas as pd
 
-    from .table import long_table, markdown_table, write_table
+    from .differences import differences_markdown, paired_differences
+    from .table import headline_k, long_table, markdown_table, write_table
     from .training import training_markdown, training_table
 
     notes = list(data.notes)
@@ -259,6 +284,7 @@ def _write(
         notes.append(f"{plan['seeds']} seed(s): a published table needs at least 5.")
     events = {model: {seed: read_events(f) for seed, f in by_seed.items()} for model, by_seed in folders.items()}
     long, training = long_table(events, ks, ties), training_table(folders)
+    differences = pd.DataFrame() if against is None else paired_differences(events, against, headline_k(long), ties)
     rows = [
         frame.assign(model=model, seed=seed) for model, by_seed in events.items() for seed, frame in by_seed.items()
     ]
@@ -269,9 +295,12 @@ def _write(
         write_table(long, work / "table.csv")
         training.to_csv(work / "training.csv", index=False)
         text = markdown_table(long, notes=notes, ties=ties)
+        if len(differences):
+            differences.to_csv(work / "differences.csv", index=False)
+            text += "\n" + differences_markdown(differences, ties)
         text += "\n" + training_markdown(training) if len(training) else ""
         (work / "table.md").write_text(text, encoding="utf-8")
         table = pd.concat(rows, ignore_index=True).astype({"model": "category"})
         table.to_parquet(work / "events.parquet", index=False)
-        write_json(work / "manifest.json", {**head, "cells": cells})
-    return Comparison(long, tuple(notes), training, out)
+        write_json(work / "manifest.json", {**head, "against": against, "cells": cells})
+    return Comparison(long, tuple(notes), differences, training, out)

@@ -46,7 +46,7 @@ def long_table(
 
     Raises `InputError` where the event tables are not of the same events.
     """
-    reference = _same_events(events)
+    reference = same_events(events)
     session, labels = pd.factorize(reference["session"])
     masks = slice_masks(reference)
     counts = session_sums(np.stack([masks[name] for name in SLICES], axis=1), session, len(labels))
@@ -88,18 +88,17 @@ def _metric_columns(events: pd.DataFrame, ks: Sequence[int], ties: str) -> np.nd
     return np.stack(columns, axis=1)
 
 
-def _same_events(events: Mapping[str, Mapping[int, pd.DataFrame]]) -> pd.DataFrame:
+def same_events(events: Mapping[str, Mapping[int, pd.DataFrame]]) -> pd.DataFrame:
+    """One of the event tables by model and seed. Raises `InputError` where they are of different events, or none."""
     tables = [(model, seed, frame) for model, by_seed in events.items() for seed, frame in by_seed.items()]
     if not tables or not all(events.values()):
-        raise InputError(
-            "long_table: expected the event table of at least one seed of each model; rank the models first"
-        )
+        raise InputError("expected the event table of at least one seed of each model; rank the models first")
     first_model, first_seed, reference = tables[0]
     for model, seed, frame in tables[1:]:
         for column in _IDENTITY:
             if not np.array_equal(frame[column].to_numpy(), reference[column].to_numpy()):
                 raise InputError(
-                    f"long_table: {model} (seed {seed}) and {first_model} (seed {first_seed}) were ranked on different "
+                    f"{model} (seed {seed}) and {first_model} (seed {first_seed}) were ranked on different "
                     f"events (column {column!r}); rank all models on one log"
                 )
     return reference
@@ -207,7 +206,7 @@ def markdown_table(
 
 
 def _sections(long: pd.DataFrame, baseline: str) -> tuple[list[str], list[tuple[str, list[_Column]]]]:
-    models, ks, headline_k = list(dict.fromkeys(long["model"])), sorted(set(long["k"])), _headline_k(long)
+    models, ks, at = list(dict.fromkeys(long["model"])), sorted(set(long["k"])), headline_k(long)
     mean = long[long["seed"] == MEAN]
     groups = {key: group.set_index("model") for key, group in mean.groupby(["slice", "metric", "k"])}
 
@@ -217,9 +216,9 @@ def _sections(long: pd.DataFrame, baseline: str) -> tuple[list[str], list[tuple[
 
     sections = []
     for slice_name in ("purchase", "click", "first"):
-        n_events = groups[slice_name, "recall", headline_k]["events"].max()
+        n_events = groups[slice_name, "recall", at]["events"].max()
         columns = [
-            column(f"{label}@{k}", slice_name, metric, k, interval=(metric, k) == ("recall", headline_k))
+            column(f"{label}@{k}", slice_name, metric, k, interval=(metric, k) == ("recall", at))
             for metric, label in (("recall", "Recall"), ("mrr", "MRR"))
             for k in ks
         ]
@@ -227,13 +226,13 @@ def _sections(long: pd.DataFrame, baseline: str) -> tuple[list[str], list[tuple[
 
     parts, n_events = [], []
     for part in ("repeat", "explore"):
-        parts.append(column(part.capitalize(), f"purchase/{part}", "recall", headline_k, interval=True))
-        n_events.append(groups[f"purchase/{part}", "recall", headline_k]["events"].max())
+        parts.append(column(part.capitalize(), f"purchase/{part}", "recall", at, interval=True))
+        n_events.append(groups[f"purchase/{part}", "recall", at]["events"].max())
     if baseline in models:
-        value = groups["purchase", "recall", headline_k].loc[models, "value"].to_numpy(dtype=float)
+        value = groups["purchase", "recall", at].loc[models, "value"].to_numpy(dtype=float)
         base = float(value[models.index(baseline)])
         parts.append(_column("Lift", value / base - 1 if base > 0 else np.full(len(models), np.nan), sign="+"))
-    title = f"Purchase Recall@{headline_k}, {n_events[0]:,} repeat and {n_events[1]:,} explore events"
+    title = f"Purchase Recall@{at}, {n_events[0]:,} repeat and {n_events[1]:,} explore events"
     sections.insert(1, (title, parts))
     return models, sections
 
@@ -248,7 +247,8 @@ def _column(label: str, values: np.ndarray, half_width: np.ndarray | None = None
     return _Column(label, cells, marks)
 
 
-def _headline_k(long: pd.DataFrame) -> int:
+def headline_k(long: pd.DataFrame) -> int:
+    """The K of the figures that stand alone."""
     ks = sorted(set(long["k"]))
     return HEADLINE_K if HEADLINE_K in ks else ks[len(ks) // 2]
 
@@ -262,5 +262,5 @@ def _footer(long: pd.DataFrame, notes: Sequence[str], ties: str, baseline: str) 
         "First: a session's second event. Repeat: the item occurred earlier in the session; Explore: it did not.",
     ]
     if baseline in set(long["model"]):
-        lines.append(f"Lift: purchase Recall@{_headline_k(long)} relative to {baseline}.")
+        lines.append(f"Lift: purchase Recall@{headline_k(long)} relative to {baseline}.")
     return [*lines, *(f"Note: {note}" for note in dict.fromkeys(notes))]

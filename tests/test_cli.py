@@ -98,7 +98,10 @@ def test_help_of_a_real_process_names_every_command_and_loads_nothing_heavy():
 @pytest.mark.parametrize(
     ("subcommand", "options"),
     [
-        ("compare", "--data --models --seeds --out --no-references --ks --ties --jobs --device --cells --overwrite"),
+        (
+            "compare",
+            "--data --models --seeds --out --no-references --against --ks --ties --jobs --device --cells --overwrite",
+        ),
         ("train", "--data --out --seed --device"),
         ("evaluate", "--data --ks --ties --device"),
         ("prepare recsys15", "--clicks --buys --out --min-item-support --latest-days --random-split --split-by --seed"),

@@ -1,5 +1,6 @@
 """The comparison: what it writes, and that it survives being stopped at any moment, as real processes."""
 
+import json
 import os
 import shutil
 import signal
@@ -204,6 +205,40 @@ def test_another_plan_into_the_same_folder_is_refused_unless_told_to_replace(ref
     assert err.count("\n") == 1 and _times(out) == before
     assert _call(capsys, *given, "--seeds", 1, "--overwrite")[0] == 0
     assert set(read_table(out / "table.csv")["seed"]) == {"0", "mean"}
+
+
+def test_differences_to_another_model_make_the_tables_anew_and_compute_no_cell(referenced, shop, tmp_path, capsys):
+    out, cells = tmp_path / "out", referenced[0].parent / "cells"
+    shutil.copytree(referenced[0], out)
+    before, table = _times(cells), (out / "table.csv").read_bytes()
+    given = "--data", shop, "--out", out, "--cells", cells, "--models", SHORT, "--seeds", 2
+    for against in ("most-recent", SHORT):
+        status, stdout, stderr = _call(capsys, *given, "--against", against)
+        assert status == 0 and "10 cells, 10 of them finished before" in stderr and len(stderr.splitlines()) == 1
+        differences = pd.read_csv(out / "differences.csv")
+        assert set(differences["against"]) == {against} and set(differences["k"]) == {5}
+        assert set(differences["model"]) == {SHORT, *REFERENCES} - {against}
+        title = f"Recall@5 minus that of {against}"
+        assert title in " ".join(stdout.split()) and f"**{title}**" in (out / "table.md").read_text()
+        assert "table.csv, table.md, differences.csv, training.csv" in stdout.splitlines()[-1]
+        assert json.loads((out / "manifest.json").read_text())["against"] == against
+    assert (out / "table.csv").read_bytes() == table and _times(cells) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--models", SHORT, "--against", "irn-p"], f"({', '.join([SHORT, *REFERENCES])}), found 'irn-p'"),
+        (["--models", "s-pop", "--no-references", "--against", "s-pop"], "(s-pop), found 's-pop'"),
+        (["--models", "s-pop", "--no-references", "--against", "lstm"], "(s-pop), found 'lstm'"),
+    ],
+)
+def test_differences_to_a_model_that_is_not_compared_are_refused_before_anything_is_made(
+    tmp_path, capsys, arguments, said
+):
+    status, _, err = _call(capsys, "--out", tmp_path / "out", *arguments)
+    assert status == 2 and err.count("\n") == 1 and not list(tmp_path.iterdir())
+    assert err.startswith("error: --against: expected one of several models of this comparison") and said in err
 
 
 def test_info_describes_a_comparison(referenced, capsys):

@@ -145,7 +145,7 @@ def test_training_interrupted_in_an_epoch_goes_on_from_there(log, tmp_path, conf
     expected = _train(config, log, folders[0])
     # In the first epoch, in a later one, and again a few updates after going on.
     n_whole, n_updates = n_updates, 0
-    for stop_at in (3, n_whole // 2 + 1, n_whole // 2 + 4):
+    for stop_at in (3, n_whole // 2 + 1, n_whole // 2 + 4):  # noqa: B007 - `counting` reads it
         with pytest.raises(KeyboardInterrupt):
             _train(config, log, folders[1])
     stop_at = None

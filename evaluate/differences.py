@@ -1,0 +1,182 @@
+"""Paired differences: every model of a comparison against one of them, on the same events and the same resamples.
+
+Two intervals that overlap do not say that two models are level, because both models meet the same sessions. The
+interval of their difference does. But where ten models equal an eleventh, one of the ten intervals leaves 0 out more
+often than one time in twenty, so a difference is marked by intervals that hold for all models at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from ..errors import InputError
+from .events import slice_masks
+from .metrics import metric_at
+from .statistics import bootstrap_sums, percentile_interval, ratio, session_sums
+from .table import HEADLINE_K, same_events
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+DIFFERENCE_SLICES = {
+    "purchase": "Purchase",
+    "purchase/repeat": "Repeat",
+    "purchase/explore": "Explore",
+    "click": "Click",
+    "first": "First",
+}
+"""The slices compared, and their headings."""
+
+_FEWEST_SESSIONS = 6
+"""Of fewer sessions that differ, all in one direction, a sign test has p > 0.05 (2 / 2^5); a bootstrap of them may have
+an interval without 0 all the same."""
+
+
+def paired_differences(
+    events: Mapping[str, Mapping[int, pd.DataFrame]],
+    against: str,
+    k: int = HEADLINE_K,
+    ties: str = "expected",
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Recall@k of every other model minus that of `against`, one row for each model and slice, in percentage points.
+
+    `events` is as for `long_table`; a model's hits are averaged over its seeds event by event first, however many it
+    has. Columns: model, against, slice, metric, k; points, the difference; low..high, its 95 % session-clustered
+    bootstrap interval, paired: both models are resampled by the same draws; all_low..all_high, the intervals of
+    `simultaneous_interval` over the models of the slice, each slice by itself; differs, whether that one excludes 0 and
+    at least 6 sessions differ; events, of the slice. An empty slice is NaN, and so is a model that cannot be scored
+    at k. The default of `resamples` is above that of the table because simultaneous intervals have thinner tails.
+
+    Raises `InputError` where `against` is not in `events` or alone there, and where the tables are not of the same
+    events.
+    """
+    if against not in events or len(events) == 1:
+        raise InputError(
+            f"paired_differences: expected one of several models ({', '.join(events)}) as `against`, found {against!r};"
+            " give the event tables of at least two models and name one"
+        )
+    reference = same_events(events)
+    slices = slice_masks(reference)
+    masks = [slices[name] for name in DIFFERENCE_SLICES]
+    session, labels = pd.factorize(reference["session"])
+    models = [model for model in events if model != against]
+    base = _mean_recall(events[against], k, ties)
+    differences = [100 * (_mean_recall(events[model], k, ties) - base) for model in models]
+    # A column of ones counts the events.
+    columns = np.stack([*differences, np.ones(len(reference))], axis=1)
+    sums = np.stack([session_sums(columns[m], session[m], len(labels)) for m in masks], axis=1)
+    drawn = bootstrap_sums(sums.reshape(len(labels), -1), resamples=resamples, seed=seed)
+    parts = []
+    for i, (name, drawn_sums) in enumerate(zip(DIFFERENCE_SLICES, np.hsplit(drawn, len(masks)), strict=True)):
+        total, draws = sums[:, i].sum(axis=0), ratio(drawn_sums[:, :-1], drawn_sums[:, -1:])
+        low, high = percentile_interval(draws)
+        all_low, all_high = simultaneous_interval(draws)
+        # Sums of fractions may miss 0 by their last bits.
+        enough = (np.abs(sums[:, i, :-1]) > 1e-9).sum(axis=0) >= _FEWEST_SESSIONS
+        part = pd.DataFrame({"model": models, "against": against, "slice": name, "metric": "recall", "k": k})
+        part["points"] = ratio(total[:-1], total[-1:])
+        part["low"], part["high"], part["all_low"], part["all_high"] = low, high, all_low, all_high
+        part["differs"] = ((all_low > 0) | (all_high < 0)) & enough
+        part["events"] = int(total[-1])
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def simultaneous_interval(draws: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile intervals of the columns of `draws` [R, M] that hold together in `confidence` of the draws.
+
+    All have the same share of draws outside, the largest with which enough draws lie inside every interval at once:
+    the quantile-based sup-t band (Montiel Olea and Plagborg-Møller, "Simultaneous confidence bands", Journal of Applied
+    Econometrics, 2019, algorithm 2). Never narrower than `percentile_interval`, the same for one column, and narrower
+    than Bonferroni's correction where columns go together. Draws with a NaN and columns of nothing else do not count.
+    """
+    counted = draws[:, ~np.isnan(draws).all(axis=0)]
+    counted = pd.DataFrame(counted[~np.isnan(counted).any(axis=1)])
+    if counted.empty:
+        return percentile_interval(draws, confidence)
+    # The share of draws that are at least as far out, in the column where a draw is farthest out.
+    share = np.minimum(counted.rank(method="max", pct=True), (-counted).rank(method="max", pct=True)).min(axis=1)
+    first_inside = np.sort(share)[int((1 - confidence) * len(share))]
+    tail = min(first_inside - 1 / len(share), (1 - confidence) / 2)
+    return percentile_interval(draws, 1 - 2 * tail)
+
+
+def differences_console_table(differences: pd.DataFrame, ties: str = "expected") -> Group:
+    """Differences as stacked tables for a terminal, each within 80 columns: Purchase and its parts, Click and First."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    cells, marks = _cells(differences)
+    tables = []
+    for columns in (cells.columns[:3], cells.columns[3:]):
+        title = _title(differences)
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("model", overflow="fold", min_width=12, max_width=24)
+        for column in columns:
+            table.add_column(column, justify="right", no_wrap=True)
+        for model in cells.index:
+            shown = [
+                Text(f"{cells.at[model, c]}*", "bold") if marks.at[model, c] else Text(f"{cells.at[model, c]} ")
+                for c in columns
+            ]
+            table.add_row(Text(model), *shown)
+        tables.append(table)
+    return Group(*tables, Text(_explanation(differences, ties, "*")))
+
+
+def differences_markdown(differences: pd.DataFrame, ties: str = "expected") -> str:
+    """The same as one table in Markdown, marked differences in bold."""
+    cells, marks = _cells(differences)
+    lines = ["| model | " + " | ".join(cells.columns) + " |", "|---|" + "---:|" * cells.shape[1]]
+    for model in cells.index:
+        shown = [f"**{cells.at[model, c]}**" if marks.at[model, c] else cells.at[model, c] for c in cells.columns]
+        lines.append(f"| {model} | " + " | ".join(shown) + " |")
+    return f"**{_title(differences)}**\n\n" + "\n".join(lines) + f"\n\n{_explanation(differences, ties, 'bold')}\n"
+
+
+def _mean_recall(by_seed: Mapping[int, pd.DataFrame], k: int, ties: str) -> np.ndarray:
+    """[E], NaN where k is beyond what the model can be scored at."""
+    hits = []
+    for frame in by_seed.values():
+        low, high, max_k = (frame[name].to_numpy() for name in ("rank_low", "rank_high", "max_k"))
+        hits.append(np.where((max_k > 0) & (k > max_k), np.nan, metric_at("recall", low, high, k, ties)))
+    return np.mean(hits, axis=0)
+
+
+def _cells(differences: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Text and mark of each model (rows) in each slice (columns)."""
+    half = (differences["high"] - differences["low"]) / 2
+    text = [
+        "" if np.isnan(points) else f"{points:+z.2f} ±{margin:.2f}"
+        for points, margin in zip(differences["points"], half, strict=True)
+    ]
+    wide = differences.assign(text=text).pivot(index="model", columns="slice", values=["text", "differs"])
+    models, headings = differences["model"].unique(), list(DIFFERENCE_SLICES.values())
+    cells, marks = (
+        pd.DataFrame(wide.loc[models, [(name, part) for part in DIFFERENCE_SLICES]].to_numpy(), models, headings)
+        for name in ("text", "differs")
+    )
+    return cells, marks
+
+
+def _title(differences: pd.DataFrame) -> str:
+    return f"Recall@{differences['k'].iloc[0]} minus that of {differences['against'].iloc[0]}"
+
+
+def _explanation(differences: pd.DataFrame, ties: str, mark: str) -> str:
+    n_models = len(set(differences["model"]))
+    whom = f"all {n_models} models of the column" if n_models > 1 else "the model"
+    return (
+        f"In percentage points, mean over seeds; ties: {ties}; ± half the paired 95 % interval over sessions of this "
+        f"difference alone. Marked ({mark}): the 95 % interval that holds for {whom} at once (sup-t band, Montiel Olea "
+        f"and Plagborg-Møller, 2019) excludes 0, and at least {_FEWEST_SESSIONS} sessions differ. Columns are not "
+        "corrected for one another. Intervals hold for the seeds at hand."
+    )
