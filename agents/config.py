@@ -225,35 +225,50 @@ PRACTICAL = AgentConfig(
     tied=True,
     dropout=0.5,
     copy_window=20,
-    learning_rate=4e-3,
-    learning_rate_end=0.0,
-    patience=5,
+    kinds=True,
     policy_weight="return",
     value_gradient="stopped",
-    epochs=20,
+    learning_rate=4e-3,
+    learning_rate_end=0.0,
+    validate_by="mean",
+    epochs=10,
+    # The learning rate falls over all epochs, so that to stop before the last is to stop early in another sense.
+    patience=10,
+    max_events=1_500_000,
 )
 """The base of every preset without a suffix, settled on validation data: `docs/practical-preset.md`."""
 
 _FULL = {"click_reward": 1.0, "n_steps": 3, "bootstrap": True, "policy_at": "every"}
 _CROSS_ENTROPY = {"policy_weight": "one", "value_coefficient": 0.0}
+_TWO_HEADS = {
+    "supervised_weight": 5.0,
+    "supervised_at": "unrewarded",
+    "supervised_head": "own",
+    "value_coefficient": 0.2,
+    "value_gradient": "flows",
+    "ranking": "expected_reward",
+    "purchase_worth": 1.5,
+}
+"""Of the practical -P agents. The weights are in units of the purchase reward of 5: purchases weigh in the policy what
+clicks weigh in the supervised head."""
 
 
-def _presets(base: AgentConfig, imagination: dict[str, Any]) -> dict[str, AgentConfig]:
+def _presets(base: AgentConfig, purchase: dict[str, Any], imagination: dict[str, Any]) -> dict[str, AgentConfig]:
     seen = {**imagination, "reconstruct": "seen"}
     return {
         "lstm": replace(base, click_reward=1.0, purchase_reward=1.0, policy_at="every", **_CROSS_ENTROPY),
         "lstm-purchase": replace(base, **_CROSS_ENTROPY),
         "a3c-f": replace(base, **_FULL),
-        "a3c-p": base,
+        "a3c-p": replace(base, **purchase),
         "irn-f": replace(base, **_FULL, **imagination),
-        "irn-p": replace(base, **imagination),
+        "irn-p": replace(base, **purchase, **imagination),
         "prn-f": replace(base, **_FULL, **seen),
-        "prn-p": replace(base, **seen),
+        "prn-p": replace(base, **purchase, **seen),
     }
 
 
 PRESETS = {
-    "paper": _presets(PAPER, {"imagination_weight": 1.0}),
-    "practical": _presets(PRACTICAL, {"imagination_weight": 0.03, "imagination_start": 64_000}),
+    "paper": _presets(PAPER, {}, {"imagination_weight": 1.0}),
+    "practical": _presets(PRACTICAL, _TWO_HEADS, {"imagination_weight": 0.1, "imagination_start": 64_000}),
 }
 """Configurations by preset and name; `lstm` and `lstm-purchase` are the controls: the same network, cross-entropy."""

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from sessiongym import cli
+from sessiongym.agents.config import AgentConfig, Branching, Reconstruction
 from sessiongym.envs import ReplayOptions
 from sessiongym.evaluate.models import parse_models
 
@@ -29,7 +31,11 @@ def folder(tmp_path_factory) -> Path:
 
 def run(block: str, folder: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, env={**os.environ, "COLUMNS": "160"}
+        [sys.executable, "-c", block],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -78,3 +84,18 @@ def test_the_page_of_the_environment_makes_the_environments_and_names_every_opti
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (DOCS / page).read_text(encoding="utf-8")):
         assert (DOCS / target).exists(), target
+
+
+def test_every_field_of_an_agent_is_explained():
+    page = (DOCS / "agents.md").read_text(encoding="utf-8")
+    assert {field.name for field in fields(AgentConfig)} <= set(re.findall(r"`(\w+)`", page))
+
+
+@pytest.mark.slow
+def test_the_page_of_the_imagination_loss_runs_and_names_every_option(folder):
+    page = (DOCS / "imagination-loss.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    printed = run("".join(blocks), folder)
+    number = r"\d+\.\d+"
+    assert re.fullmatch(rf"cross-entropy {number}, reconstruction {number}\nseen items {number}\n", printed)
+    assert {*get_args(Branching), *get_args(Reconstruction)} <= set(re.findall(r'"([\w-]+)"', page))
