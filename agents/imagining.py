@@ -12,7 +12,7 @@ from ..nn.optimizer import TableAdam
 from ..nn.policy import NetworkConfig, RecurrentPolicy, SessionState
 from .checkpoint import part_of, prefixed
 from .config import AgentConfig
-from .imagination import ImaginationCore, SeenItems, TrajectoryManager, distillation_loss, reconstruction_loss
+from .imagination import ImaginationCore, Planner, SeenItems, TrajectoryManager, distillation_loss, reconstruction_loss
 from .lanes import LaneStates, Steps
 
 SEEN_WINDOW = 20
@@ -34,7 +34,7 @@ class Imagining:
         self.config, self.n_items, self.device = config, policy.n_items, policy.w_hh.device
         self.core = self.optimizer = self.lanes = None
         if config.reconstruct == "seen":
-            self.planner = SeenItems(generator, self.n_items, config.breadth, config.depth)
+            self.planner: Planner = SeenItems(generator, self.n_items, config.breadth, config.depth)
         else:
             if config.imagination_policy == "distilled":
                 student = _student(config, policy, generator.initial_seed())

@@ -51,7 +51,9 @@ class SessionState(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> SessionState:
         """`function` of each tensor."""
-        return SessionState(*(None if part is None else function(part) for part in self))
+        window = None if self.window is None else function(self.window)
+        window_kind = None if self.window_kind is None else function(self.window_kind)
+        return SessionState(function(self.hidden), function(self.cell), window, window_kind)
 
 
 class OutputLayer(nn.Module):
