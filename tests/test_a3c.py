@@ -2,6 +2,7 @@
 
 # pyright: reportOptionalMemberAccess=false
 
+import re
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -13,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sessiongym.agents import a3c
 from sessiongym.agents.a3c import A3CLearner, n_step_return
-from sessiongym.agents.config import AgentConfig
+from sessiongym.agents.config import PRESETS, AgentConfig
 from sessiongym.agents.lanes import Steps
 from sessiongym.agents.recurrent import RecurrentAgent
 from sessiongym.envs.log import CLICK, SessionLog
 from sessiongym.envs.replay import ReplayVectorEnv
+from sessiongym.errors import InputError
 
 N = 5
 TINY = AgentConfig(hidden_units=3, lanes=2, unroll=4, gamma=0.9, clip_norm=1e9, learning_rate=0.05)
@@ -341,6 +343,51 @@ def test_the_softmax_is_computed_at_rewarded_rows_alone(start, monkeypatch):
     n_rewarded = [int((r.reward > 0).sum()) for r in rollouts]
     assert n_rows == [n for n in n_rewarded if n > 0]
     assert 0 < sum(n_rows) < 10 * TINY.lanes * TINY.unroll
+
+
+def test_the_paper_refreshes_after_500_iterations_of_128_events():
+    for config in PRESETS["paper"].values():
+        assert (config.lanes * config.unroll, config.refresh_events) == (128, 500 * 128)
+
+
+def test_items_are_ranked_by_the_reward_to_expect(log, start):
+    config = replace(TINY, supervised_weight=1.0, supervised_head="own", ranking="expected_reward", purchase_worth=3.0)
+    learner, _ = start(config)
+    agent = RecurrentAgent(config)
+    agent.policy = learner.policy
+    with torch.no_grad():
+        # From below 0 to above the purchase reward of 5, so that the probability is cut at both ends.
+        learner.policy.value_weight.mul_(60)
+        states = agent.encode(log.batch())
+        value = learner.policy.value(states.hidden)
+        clicked = learner.policy.logits(states, learner.policy.supervised_head).softmax(1)
+        bought = learner.policy.logits(states).softmax(1)
+    assert (value < 0).any() and (value > 5).any() and ((value > 0) & (value < 5)).any()
+    q = np.clip(value.numpy() / 5, 0, 1)[:, None]
+    expected = (1 - q) * clicked.numpy() + 3 * q * bought.numpy()
+    np.testing.assert_allclose(agent.score_sessions(log.batch()).numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ranking": "expected_reward"}, "supervised_head='own'"),
+        ({"ranking": "expected_reward", "supervised_head": "own"}, "supervised_weight=0"),
+        (
+            {"ranking": "expected_reward", "supervised_head": "own", "supervised_weight": 1.0, "click_reward": 1.0},
+            "click_reward=1.0",
+        ),
+        ({"branching": "tree", "breadth": 5, "depth": 5}, "3125 leaves"),
+        ({"history": 0}, "history: expected at least 1"),
+        ({"workers": -1}, "workers: expected a finite number from 0"),
+        ({"reconstruct": "seen", "imagination_policy": "distilled"}, "imagines nothing"),
+        ({"validate_by": "revenue"}, "validate_by: expected one of purchase, click, mean"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_in_one_line(changes, message):
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        replace(TINY, **changes)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_weight_of_imagination_starts_rises_and_stays(start):
