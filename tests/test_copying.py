@@ -12,6 +12,7 @@ from sessiongym.envs.observation import session_windows
 from sessiongym.envs.replay import ReplayVectorEnv
 from sessiongym.envs.sources.options import PrepareOptions, TableFormat
 from sessiongym.envs.sources.table import prepare_table
+from sessiongym.nn import copying
 from sessiongym.nn.copying import CopyHead, window_stream
 
 DATA = Path(os.environ.get("SESSIONGYM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
@@ -58,6 +59,19 @@ def test_each_distinct_item_gets_its_bonus_once_and_padding_none(sessions):
     hidden = torch.randn(len(sessions), H, generator=generator)
     with torch.no_grad():
         torch.testing.assert_close(_bonus_by_item(head(hidden, window, N)), _expected(head, hidden, window))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10**6))
+def test_places_are_the_same_on_every_device(seed):
+    generator = torch.Generator().manual_seed(seed)
+    window = torch.randint(4, (5, W), generator=generator)
+    window = window.masked_fill(torch.arange(W) < torch.randint(W + 1, (5, 1), generator=generator), N)
+    bought = torch.rand(5, W, generator=generator) < 0.3
+    expected, found = (places(window, window != N, bought) for places in (copying._places, copying._places_on_cpu))
+    for a, b in zip(expected, found, strict=True):
+        # What stands at other places is multiplied by zero.
+        assert torch.equal(a & expected[0] if a.dtype == torch.bool else a * expected[0], b)
 
 
 def test_an_item_that_occurs_again_counts_at_its_newest_place(head):
