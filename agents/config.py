@@ -117,7 +117,8 @@ class AgentConfig:
     """T: steps of back-propagation through time between updates; the state is carried over."""
     workers: int = 0
     """Processes that train shared parameters asynchronously (Hogwild, Niu et al. 2011; the paper, section 3.2), each on
-    its share of the sessions with `lanes` of its own, on the CPU only; 0: one synchronous learner."""
+    its share of the sessions with `lanes` of its own, on the CPU only; 0: one synchronous learner. One worker computes
+    exactly what it does; of two or more no two runs are alike."""
     refresh_events: int = 64_000
     """Events between refreshes of the frozen imagination policy and of V^- (the paper: 500 iterations of 128)."""
     learning_rate: float = 1e-3

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -247,7 +248,7 @@ def _drain(futures: dict[Future, str], messages: Any, display: ProgressDisplay) 
         for future in done:
             try:
                 future.result()
-            except BrokenExecutor:
+            except BrokenProcessPool:
                 raise BrokenExecutor(
                     "a worker process died, perhaps for want of memory; finished cells are kept: give the same command "
                     "again, with fewer --jobs if memory is short"
