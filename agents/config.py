@@ -172,7 +172,7 @@ class AgentConfig:
                 raise InputError(
                     "ranking: 'expected_reward' needs an own supervised head and V of the immediate purchase reward: "
                     f"expected {', '.join(f'{k}={v!r}' for k, v in needed.items())} and a supervised_weight, "
-                    f"value_coefficient and purchase_reward above 0, found {', '.join(wrong)}"
+                    f"value_coefficient and purchase_reward above 0, found {', '.join(wrong)}; add ranking=policy"
                 )
         not_negative = ("copy_window", "imagination_start", "imagination_warmup", "patience", "workers")
         weights = ("learning_rate", "value_coefficient", "supervised_weight", "purchase_worth")
@@ -189,8 +189,6 @@ class AgentConfig:
             raise InputError(f"learning_rate_end: expected a share in [0, 1], found {self.learning_rate_end}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout: expected a share in [0, 1), found {self.dropout}")
-        if self.imagination_policy == "distilled" and self.reconstruct == "seen":
-            raise InputError("imagination_policy: 'distilled' imagines nothing with reconstruct='seen'; leave one out")
         for name, allowed in (
             ("policy_at", ("every", "reward")),
             ("policy_weight", ("advantage", "positive_advantage", "return", "one")),

@@ -55,11 +55,12 @@ def logged_transitions(
 
     `log` is a `SessionLog` or the path of one, `options` are those of `ReplayOptions`. Chunks hold whole sessions and
     at most `max_rows` rows each (a longer session makes a chunk alone), so memory does not grow with the log.
-    Raises `InputError` for ``feedback="match"``, ``order="shuffled"`` or a slate, which logged events do not have, and
-    for a log without a session of two or more events.
+    Raises `InputError` for ``feedback="match"``, ``order="shuffled"``, a slate or a shard, which logged events do not
+    have (select the sessions of a shard first), and for a log without a session of two or more events.
     """
     checked = ReplayOptions.of({"feedback": "logged", **options})
-    for name, expected in (("feedback", "logged"), ("order", "chronological"), ("slate", None)):
+    needed = {"feedback": "logged", "order": "chronological", "slate": None, "shard": (0, 1)}
+    for name, expected in needed.items():
         found = getattr(checked, name)
         if found != expected:
             raise InputError(f"logged_transitions: expected {name}={expected!r}, found {found!r}; leave {name} out")

@@ -371,7 +371,7 @@ def test_items_are_ranked_by_the_reward_to_expect(log, start):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ranking": "expected_reward"}, "supervised_head='own'"),
+        ({"ranking": "expected_reward"}, "found supervised_head='shared', supervised_weight=0; add ranking=policy"),
         ({"ranking": "expected_reward", "supervised_head": "own"}, "supervised_weight=0"),
         (
             {"ranking": "expected_reward", "supervised_head": "own", "supervised_weight": 1.0, "click_reward": 1.0},
@@ -380,7 +380,6 @@ def test_items_are_ranked_by_the_reward_to_expect(log, start):
         ({"branching": "tree", "breadth": 5, "depth": 5}, "3125 leaves"),
         ({"history": 0}, "history: expected at least 1"),
         ({"workers": -1}, "workers: expected a finite number from 0"),
-        ({"reconstruct": "seen", "imagination_policy": "distilled"}, "imagines nothing"),
         ({"validate_by": "revenue"}, "validate_by: expected one of purchase, click, mean"),
     ],
 )

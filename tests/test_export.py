@@ -305,4 +305,9 @@ def test_options_of_the_command_are_those_of_the_environment():
     for field in fields(cli.TransitionOptions):
         assert field.default == replay[field.name]
     # Those that logged events leave no choice about.
-    assert replay.keys() - {field.name for field in fields(cli.TransitionOptions)} <= {"feedback", "order", "slate"}
+    assert replay.keys() - {field.name for field in fields(cli.TransitionOptions)} <= {
+        "feedback",
+        "order",
+        "slate",
+        "shard",
+    }
