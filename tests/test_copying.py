@@ -70,6 +70,7 @@ def test_places_are_the_same_on_every_device(seed):
     bought = torch.rand(5, W, generator=generator) < 0.3
     expected, found = (places(window, window != N, bought) for places in (copying._places, copying._places_on_cpu))
     for a, b in zip(expected, found, strict=True):
+        assert a is not None and b is not None
         # What stands at other places is multiplied by zero.
         assert torch.equal(a & expected[0] if a.dtype == torch.bool else a * expected[0], b)
 

@@ -135,7 +135,7 @@ def test_a_saved_log_gives_what_the_log_in_memory_gives(tmp_path):
     [
         ({"feedback": "match"}, "expected feedback='logged', found 'match'"),
         ({"order": "shuffled"}, "expected order='chronological', found 'shuffled'"),
-        ({"shard": (0, 2)}, "expected shard=(0, 1), found (0, 2)"),
+        ({"shard": (0, 2)}, r"expected shard=\(0, 1\), found \(0, 2\)"),
         ({"max_rows": 0}, "max_rows: expected at least 1, found 0"),
         ({"window": 0}, "window: expected at least 1 item, found 0"),
         ({"density": 1.5}, "density: expected a share"),
