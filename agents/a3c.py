@@ -92,7 +92,7 @@ class A3CLearner:
         self.begins = False
         steps, returns = self._returns()
         losses = self._losses(steps, returns, apart)
-        loss = torch.stack(list(losses.values())).sum()
+        loss = torch.stack([steps.reward.new_zeros(()), *losses.values()]).sum()
         if apart:
             self._measure_gradients(losses)
         self._set_learning_rate()
@@ -112,7 +112,7 @@ class A3CLearner:
         losses = {}
         value = self.policy.value(states.hidden.detach() if config.value_gradient == "stopped" else states.hidden)
         advantage = returns - value
-        if config.value_coefficient > 0:
+        if config.value_coefficient > 0 and config.learns_from_rewards:
             error = advantage.square()
             if config.value_at == "reward":
                 error = error * (steps.reward.flatten() > 0)
@@ -123,7 +123,8 @@ class A3CLearner:
         if supervised > 0 and (apart or head is not None):
             losses["supervised"] = self._supervised_loss(states, steps, supervised, head)
             supervised = 0.0
-        losses["policy"] = self._policy_loss(states, steps, returns, advantage.detach(), supervised)
+        if config.learns_from_rewards or supervised > 0:
+            losses["policy"] = self._policy_loss(states, steps, returns, advantage.detach(), supervised)
         if self.imagining is not None:
             losses["imagination"], error = self.imagining.loss(self.policy, states, steps, self.events)
             self.metrics.add("imagination_loss", error, float(self.imagining.weight(self.events) > 0))

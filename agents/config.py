@@ -134,7 +134,8 @@ class AgentConfig:
     max_events: int = 2_500_000
     """Largest number of training events, rounded down to whole epochs but never below one."""
     validate_by: ValidateBy = "purchase"
-    """Recall@5 on validation that keeps an epoch: over purchases, over clicks, or the mean of the two figures."""
+    """Recall@5 on validation that keeps an epoch: over purchases, over clicks, or the mean of the two figures. Without
+    a single purchase in training (`density` 0), clicks take the place of purchases."""
     patience: int = 3
     """Epochs without a better validation score before training stops."""
 
@@ -213,6 +214,16 @@ class AgentConfig:
     def has_supervised_head(self) -> bool:
         """Whether the network has an output layer for supervised learning beside the policy's."""
         return self.supervised_head == "own" and self.supervised_weight > 0
+
+    @property
+    def learns_from_rewards(self) -> bool:
+        """Whether any event is rewarded; without, policy and value have no loss (`density` 0 of the -P agents)."""
+        return self.density > 0 or self.click_reward > 0
+
+    @property
+    def validation(self) -> ValidateBy:
+        """`validate_by`, or what stands in for it."""
+        return "click" if self.density == 0 and self.validate_by == "purchase" else self.validate_by
 
 
 PAPER = AgentConfig()

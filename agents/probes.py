@@ -38,7 +38,9 @@ def probe(agent: RecurrentAgent, log: SessionLog, max_rows: int = 1000, k: int =
     if batch is None or batch.n_rows == 0:
         return {}
     scalars = _of_policy(agent, batch, k)
-    return scalars | _of_value(agent, log, max_rows) if agent.config.value_coefficient > 0 else scalars
+    if agent.config.value_coefficient == 0 or not agent.config.learns_from_rewards:
+        return scalars
+    return scalars | _of_value(agent, log, max_rows)
 
 
 def _of_policy(agent: RecurrentAgent, batch: SessionBatch, k: int) -> dict[str, float]:

@@ -61,6 +61,8 @@ class RecurrentAgent:
         if self.config.ranking == "policy":
             return logits
         bought = (policy.value(states.hidden) / self.config.purchase_reward).clamp(0, 1).unsqueeze(1)
+        if not self.config.learns_from_rewards:
+            bought = torch.zeros_like(bought)
         clicked = policy.logits(states, policy.supervised_head).softmax(1).mul_(1 - bought)
         return clicked.addcmul_(bought, logits.softmax(1), value=self.config.purchase_worth)
 

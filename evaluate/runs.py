@@ -175,7 +175,7 @@ def _train_into(
         from .events import validation_recall
 
         agent = cast("RecurrentAgent | SB3Agent", model)
-        by = spec.config.validate_by if isinstance(spec.config, AgentConfig) else "purchase"
+        by = spec.config.validation if isinstance(spec.config, AgentConfig) else "purchase"
         validate = partial(validation_recall, log=data.valid, by=by)
         agent.fit(data.train, data.valid, validate=validate, folder=work, progress=progress)
         agent.save(work)

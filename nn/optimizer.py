@@ -29,7 +29,6 @@ class TableAdam:
     of learning rate lr and bias corrections c1, c2, by ``a m / (sqrt(v) + e)`` with
     ``a = lr sqrt(c2) / c1 (beta1 / sqrt(beta2))^j`` and ``e = eps sqrt(c2) beta2^(-j/2)``, which hardly varies. The
     sum over a run of steps is taken to the second order in e, runs being a sixteenth of the steps before them. That is
-    sum over a run of steps is taken to the second order in e, runs being a sixteenth of the steps before them. That is
     within 2^-18 of the way that the row makes, and far closer wherever sqrt(v) exceeds eps. Steps that have less than
     2^-28 of that way before them, those after the 186th at the usual betas, are not counted.
 

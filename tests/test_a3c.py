@@ -350,6 +350,13 @@ def test_the_paper_refreshes_after_500_iterations_of_128_events():
         assert (config.lanes * config.unroll, config.refresh_events) == (128, 500 * 128)
 
 
+def test_without_purchases_in_training_clicks_choose_the_epoch():
+    for drop in ("event", "reward", "click"):
+        assert replace(TINY, density=0.0, drop=drop).validation == "click"
+    assert replace(TINY, density=0.01).validation == "purchase"
+    assert replace(TINY, density=0.0, validate_by="mean").validation == "mean"
+
+
 def test_items_are_ranked_by_the_reward_to_expect(log, start):
     config = replace(TINY, supervised_weight=1.0, supervised_head="own", ranking="expected_reward", purchase_worth=3.0)
     learner, _ = start(config)

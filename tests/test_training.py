@@ -313,13 +313,13 @@ def test_purchases_that_are_dropped_give_no_reward(log, drop, monkeypatch):
 
 
 @pytest.mark.parametrize("drop", ["event", "reward", "click"])
-def test_purchase_rewards_of_density_zero_train_no_policy(log, drop):
+def test_purchase_rewards_of_density_zero_train_neither_policy_nor_value(log, drop):
     config = small("a3c-p", "paper", density=0.0, drop=drop, epochs=1)
     agent = _train(config, log)
     untrained = agent.build(N)
     assert torch.equal(agent.policy.head.table, untrained.head.table)
     assert torch.equal(agent.policy.head.bias, untrained.head.bias)
-    assert not torch.equal(agent.policy.value_bias, untrained.value_bias)
+    assert torch.equal(agent.policy.value_bias, untrained.value_bias)
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
