@@ -1,4 +1,5 @@
-"""Training events a second of the agents on one thread, against the floor that their matrix products set.
+"""Training events a second of the agents on one thread, against the floor that their matrix products set; and what two
+asynchronous workers make of two cores, by the clock on the wall.
 
 FLOP an event, H = 256 units, D inputs of the LSTM beside its state (256, or 0 where one-hot items are gathered), N
 items, a product counted as 2 and its gradients as 4, p the share of events with a reward:
@@ -14,14 +15,18 @@ items, a product counted as 2 and its gradients as 4, p the share of events with
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from itertools import count
 
 import torch
-from common import CPU, N_ITEMS, interleaved, markdown, processor, zipf_log
+from common import CPU, N_ITEMS, WALL, interleaved, markdown, processor, zipf_log
 from sessiongym.agents.a3c import A3CLearner
 from sessiongym.agents.config import PRESETS, AgentConfig
-from sessiongym.agents.training import training_env
+from sessiongym.agents.training import SynchronousTrainer, training_env
+from sessiongym.agents.workers import AsynchronousTrainer
 from sessiongym.envs.log import SessionLog
+from sessiongym.evaluate.models import parse_model
 
 UNITS = 256
 PURCHASE_SHARE = 0.25
@@ -32,6 +37,7 @@ UNROLLS = (8, 64)
 SIDE = 1024
 """Of the square matrices that tell the machine's rate."""
 MODELS = ("a3c-p", "irn-p", "a3c-f", "lstm-purchase", "lstm")
+ASYNCHRONOUS = ("a3c-f@paper", "a3c-p@paper", "a3c-p")
 
 
 def flop_per_event(config: AgentConfig, n_items: int, purchase_share: float) -> float:
@@ -104,5 +110,47 @@ def table() -> str:
     return f"Matmul, {SIDE} x {SIDE}, one thread: {matmul / 1e9:.0f} GFLOP/s.\n\n{markdown(columns, rows)}"
 
 
+def _epochs(stack: ExitStack, name: str, workers: int, threads: int, log: SessionLog) -> Callable[[], float]:
+    config = replace(parse_model(name).config, hidden_units=UNITS, workers=workers)
+    assert isinstance(config, AgentConfig)
+    if config.embedding_dim is not None:
+        config = replace(config, embedding_dim=UNITS)
+    learner = A3CLearner(config, log.n_items, 0, "cpu")
+    torch.set_num_threads(threads)
+    make = AsynchronousTrainer if workers else SynchronousTrainer
+    trainer = make(learner, log, 0)
+    if isinstance(trainer, AsynchronousTrainer):
+        stack.enter_context(trainer)
+    epochs = count()
+
+    def work() -> float:
+        torch.set_num_threads(threads)
+        for _ in trainer.updates(next(epochs)):
+            pass
+        learner.metrics.take()
+        return trainer.n_updates * config.lanes * config.unroll
+
+    return work
+
+
+def workers_table() -> str:
+    """Events a second of one learner on one and on two threads, and of two workers with a thread each."""
+    log = zipf_log(1_500, N_ITEMS, PURCHASE_SHARE, seed=0)
+    shapes = {"one thread": (0, 1), "two threads": (0, 2), "two workers": (2, 2)}
+    rows = []
+    for name in ASYNCHRONOUS:
+        with ExitStack() as stack:
+            contenders = {label: _epochs(stack, name, *shape, log) for label, shape in shapes.items()}
+            rates = interleaved(contenders, WALL, rounds=3)
+        one = rates["one thread"]
+        rows.append(
+            [name, *(f"{rate:,.0f}" for rate in rates.values()), f"{rates['two workers'] / one:.2f}", processor()]
+        )
+    columns = ["agent, events/s at 128 an update", *shapes, "workers of one thread", "device"]
+    return markdown(columns, rows)
+
+
 if __name__ == "__main__":
     print(table())
+    print()
+    print(workers_table())
