@@ -241,9 +241,8 @@ PRACTICAL = AgentConfig(
     learning_rate=4e-3,
     learning_rate_end=0.0,
     validate_by="mean",
-    epochs=10,
-    # The learning rate falls over all epochs, so that to stop before the last is to stop early in another sense.
-    patience=10,
+    epochs=20,
+    patience=5,
     max_events=1_500_000,
 )
 """The base of every preset without a suffix, settled on validation data: `docs/practical-preset.md`."""
