@@ -8,7 +8,6 @@ import signal
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -23,6 +22,7 @@ from torch.multiprocessing import get_context
 
 from ..envs.log import SessionLog
 from ..errors import InputError
+from ..interrupts import interrupt_later
 from .a3c import A3CLearner
 from .training import UPDATES_PER_REPORT, SynchronousTrainer, training_env, updates_per_epoch
 
@@ -108,7 +108,7 @@ class AsynchronousTrainer:
         context = get_context("spawn")
         self.learner.counting = context.Lock()
         n_threads = max(torch.get_num_threads() // len(self.shards), 1)
-        with _interrupt_held():
+        with interrupt_later():
             for shard in self.shards:
                 ours, theirs = context.Pipe()
                 arguments = theirs, self.learner, self.train, self.seed, shard, n_threads
@@ -201,13 +201,3 @@ def _share(learner: A3CLearner) -> None:
         )
     for tensor in tensors:
         tensor.share_memory_()
-
-
-@contextmanager
-def _interrupt_held() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block, and processes started in it never see it: their parent ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

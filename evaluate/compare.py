@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..envs.folders import SCHEMA, new_folder, read_manifest, write_json
 from ..envs.log import PreparedData
 from ..errors import InputError
+from ..interrupts import interrupt_later
 from ..progress import ProgressDisplay
 from .models import REFERENCES, ModelSpec, parse_models
 from .runs import Cell, check_device, check_ks, compute_cell, read_events
@@ -160,7 +160,7 @@ def _compute(todo: list[Cell], data: PreparedData, cells: Path, jobs: int, devic
         if missing:
             cells.mkdir(parents=True, exist_ok=True)
             with _pool(min(jobs, len(missing)), display) as (pool, messages):
-                with _interrupt_later():
+                with interrupt_later():
                     futures: dict[Future, str] = {
                         pool.submit(_work, cell, str(data.path), str(cells), device): _job(cell) for cell in missing
                     }
@@ -204,19 +204,6 @@ def _work(cell: Cell, data: str, cells: str, device: str) -> None:
         _messages.put((_job(cell), done, total, text))
 
     compute_cell(cell, PreparedData.open(data), Path(cells), device, progress)
-
-
-@contextmanager
-def _interrupt_later() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block. Processes started in it never see it: a child inherits what is blocked.
-
-    The terminal sends Ctrl-C to the whole group; the parent decides what becomes of the workers.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

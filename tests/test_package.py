@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = [
     {"errors"},
-    {"progress", "scalars"},
+    {"interrupts", "progress", "scalars"},
     {"envs"},
     {"nn"},
     {"agents", "baselines"},
