@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ..envs.rollout import Rollout
 from ..errors import InputError
+from ..nn.checkpoint import part_of, prefixed
 from ..nn.losses import entropy_regularised_loss, weighted_negative_log_likelihood
 from ..nn.optimizer import TableAdam
 from ..nn.policy import NetworkConfig, OutputLayer, RecurrentPolicy, SessionState
-from .checkpoint import part_of, prefixed
 from .config import AgentConfig
 from .imagining import Imagining
 from .lanes import LaneStates, Steps

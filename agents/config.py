@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from ..envs.sparsity import Drop
 from ..errors import InputError
+from ..nn.schedule import ValidateBy
 
 PolicyWeight = Literal["advantage", "positive_advantage", "return", "one"]
 PolicyAt = Literal["every", "reward"]
 Reconstruction = Literal["after", "before", "alone"]
-ValidateBy = Literal["purchase", "click", "mean"]
 Branching = Literal["gumbel", "iid", "top-n", "tree"]
 
 

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from ..nn.checkpoint import part_of, prefixed
 from ..nn.copying import window_stream
 from ..nn.optimizer import TableAdam
 from ..nn.policy import NetworkConfig, RecurrentPolicy, SessionState
-from .checkpoint import part_of, prefixed
 from .config import AgentConfig
 from .imagination import ImaginationCore, Planner, SeenItems, TrajectoryManager, distillation_loss, reconstruction_loss
 from .lanes import LaneStates, Steps

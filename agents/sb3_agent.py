@@ -29,8 +29,15 @@ from ..envs.log import SessionLog
 from ..envs.replay import ReplayVectorEnv
 from ..envs.replay_options import ReplayOptions
 from ..envs.sb3 import SB3VecEnv, fill_replay_buffer
+from ..nn.checkpoint import (
+    load_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    part_of,
+    prefixed,
+    save_checkpoint,
+)
 from ..scalars import ScalarLog
-from .checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, part_of, prefixed, save_checkpoint
 from .sb3 import SB3Recommender, TiedActorCriticPolicy, TiedDQNPolicy
 from .sb3_config import (
     CONFIG_CLASSES,
@@ -233,9 +240,7 @@ class _Rounds(BaseCallback):
         score = float(marks.epoch) if self.validate is None else self.validate(self.agent)
         if self.validate is not None:
             record["validation"] = score
-        if score > marks.best_score:
-            marks.best_score, marks.best_epoch = score, marks.epoch
-            marks.best = {name: weight.detach().clone() for name, weight in self.agent.weights().items()}
+        marks.keep_best(score, marks.epoch, self.agent.weights())
         self.scalars.add(record)
         marks.history = self.scalars.history
         if self.folder is not None:

@@ -1,36 +1,21 @@
-"""The training loop of the recurrent agents: epochs of rollouts, validation, early stopping, checkpoints."""
+"""How the recurrent agents are trained: epochs of rollouts from the environment, each probed and validated."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..envs.log import SessionLog
 from ..envs.replay import ReplayVectorEnv
 from ..errors import InputError
-from ..scalars import ScalarLog
+from ..nn.training import Progress, train_epochs
 from .a3c import A3CLearner
-from .checkpoint import Marks, load_checkpoint, save_checkpoint
 from .config import AgentConfig
 from .probes import probe
 from .recurrent import RecurrentAgent, Validate
-
-if TYPE_CHECKING:
-    from .workers import AsynchronousTrainer
-
-Progress = Callable[[int, int, str], None]
-
-CHECKPOINT_SECONDS = 60.0
-"""Between two checkpoints within an epoch. When they are written changes nothing in what is trained."""
-
-UPDATES_PER_REPORT = 20
-"""Updates between two reports of progress."""
 
 
 def training_env(config: AgentConfig, train: SessionLog, seed: int, shard: tuple[int, int] = (0, 1)) -> ReplayVectorEnv:
@@ -61,6 +46,8 @@ def updates_per_epoch(config: AgentConfig, log: SessionLog, shard: tuple[int, in
 
 class SynchronousTrainer:
     """One learner that walks its shard of the sessions, all of them by default, epoch after epoch."""
+
+    resumes_within_epoch = True
 
     def __init__(self, learner: A3CLearner, train: SessionLog, seed: int, shard: tuple[int, int] = (0, 1)) -> None:
         self.learner, self.device, self.seed = learner, learner.device, seed
@@ -115,7 +102,7 @@ def train_agent(
             "use --device cpu or workers=0"
         )
     learner = A3CLearner(config, train.n_items, agent.seed, agent.device)
-    agent.policy = learner.policy
+    policy = agent.policy = learner.policy
     with ExitStack() as stack:
         if config.workers:
             from .workers import AsynchronousTrainer
@@ -126,64 +113,25 @@ def train_agent(
         events_per_epoch = trainer.n_updates * config.lanes * config.unroll
         n_epochs = min(config.epochs, max(config.max_events // events_per_epoch, 1))
         learner.total_events = n_epochs * events_per_epoch
-        marks = load_checkpoint(folder, trainer)
-        scalars = ScalarLog(folder, marks.history)
-        stack.callback(scalars.close)
-        for epoch in range(marks.epoch, n_epochs):
-            if epoch - marks.best_epoch > config.patience:
-                break
-            _train_epoch(trainer, marks, n_epochs, folder, progress)
+
+        def finish() -> dict[str, float]:
             learner.optimizer.flush()
-            record = {"epoch": float(epoch), "events": float(learner.events), **learner.metrics.take()}
-            _finish_epoch(agent, valid, validate, record, marks)
-            scalars.add(record)
-            marks.history = scalars.history
-            if folder is not None:
-                save_checkpoint(folder, trainer, marks)
+            record = {"events": float(learner.events), **learner.metrics.take()}
+            if valid is not None:
+                record |= probe(agent, valid)
+            if validate is not None:
+                record["validation"] = validate(agent)
+            return record
+
+        best = train_epochs(
+            trainer,
+            n_epochs,
+            config.patience,
+            weights=policy.state_dict,
+            finish=finish,
+            folder=folder,
+            progress=progress,
+        )
     # A network of its own: the learner's hangs on its optimiser, and may lie in memory that processes share.
     agent.policy = agent.build(train.n_items)
-    agent.policy.load_state_dict(marks.best)
-
-
-def _train_epoch(
-    trainer: SynchronousTrainer | AsynchronousTrainer,
-    marks: Marks,
-    n_epochs: int,
-    folder: Path | None,
-    progress: Progress | None,
-) -> None:
-    """The rest of the epoch under way, with a checkpoint now and then."""
-    epoch, n_updates = marks.epoch, trainer.n_updates
-    text = f"epoch {epoch + 1}/{n_epochs}" + (f", best {marks.best_score:.4f}" if marks.best else "")
-    told, saved_at = marks.updates - UPDATES_PER_REPORT, time.monotonic()
-    # Of workers, each at a place of its own, there is none.
-    within = folder if isinstance(trainer, SynchronousTrainer) else None
-    try:
-        for done in trainer.updates(epoch, marks.updates):
-            if progress is not None and done - told >= UPDATES_PER_REPORT:
-                progress(epoch * n_updates + done, n_epochs * n_updates, text)
-                told = done
-            if within is not None and time.monotonic() - saved_at > CHECKPOINT_SECONDS and done < n_updates:
-                marks.updates = done
-                save_checkpoint(within, trainer, marks)
-                saved_at = time.monotonic()
-    except BrokenExecutor as error:
-        there = "begins anew" if folder is None or epoch == 0 else f"goes on from the checkpoint of epoch {epoch}"
-        raise BrokenExecutor(f"{error} in epoch {epoch + 1} of {n_epochs}; the same command {there}") from None
-    marks.updates = 0
-
-
-def _finish_epoch(
-    agent: RecurrentAgent, valid: SessionLog | None, validate: Validate | None, record: dict[str, float], marks: Marks
-) -> None:
-    """Probe and validate the agent as it is, into `record`, and keep its weights where they are the best so far."""
-    assert agent.policy is not None
-    epoch = int(record["epoch"])
-    if valid is not None:
-        record |= probe(agent, valid)
-    score = float(epoch) if validate is None else validate(agent)
-    if validate is not None:
-        record["validation"] = score
-    if score > marks.best_score:
-        marks.best_score, marks.best_epoch = score, epoch
-        marks.best = {name: weight.detach().clone() for name, weight in agent.policy.state_dict().items()}
+    agent.policy.load_state_dict(best)

@@ -23,8 +23,9 @@ from torch.multiprocessing import get_context
 from ..envs.log import SessionLog
 from ..errors import InputError
 from ..interrupts import interrupt_later
+from ..nn.training import UPDATES_PER_REPORT
 from .a3c import A3CLearner
-from .training import UPDATES_PER_REPORT, SynchronousTrainer, training_env, updates_per_epoch
+from .training import SynchronousTrainer, training_env, updates_per_epoch
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where Linux keeps memory that processes share; containers often give it 64 MB, and who exceeds it is killed."""
@@ -52,6 +53,9 @@ class AsynchronousTrainer:
     a script that trains with workers needs ``if __name__ == "__main__":``. Raises `InputError` for more workers than
     sessions of two or more events, and for less shared memory than the learner needs.
     """
+
+    # Each worker is at a place of its own.
+    resumes_within_epoch = False
 
     def __init__(self, learner: A3CLearner, train: SessionLog, seed: int) -> None:
         n_workers = learner.config.workers

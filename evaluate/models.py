@@ -14,11 +14,12 @@ from ..agents.config import PRESETS, AgentConfig
 from ..agents.sb3_config import SB3_PRESETS, SB3Config, check_installed
 from ..baselines.config import SKNN, MostPopularConfig, MostRecentConfig, SessionKNNConfig, SPopConfig
 from ..errors import InputError
+from ..nn.schedule import Schedule, ValidateBy
 
 if TYPE_CHECKING:
     from .protocol import Recommender
 
-Config = AgentConfig | SB3Config | MostPopularConfig | MostRecentConfig | SPopConfig | SessionKNNConfig
+Config = AgentConfig | SB3Config | Schedule | MostPopularConfig | MostRecentConfig | SPopConfig | SessionKNNConfig
 
 _CONFIGS: dict[str, dict[str, Config]] = {
     "most-popular": {"practical": MostPopularConfig()},
@@ -53,7 +54,17 @@ class ModelSpec:
     @property
     def trained(self) -> bool:
         """Whether seeds matter and training takes a while."""
-        return isinstance(self.config, (AgentConfig, SB3Config))
+        return isinstance(self.config, (AgentConfig, SB3Config, Schedule))
+
+    @property
+    def validate_by(self) -> ValidateBy:
+        """What its training chooses an epoch by."""
+        match self.config:
+            case AgentConfig():
+                return self.config.validation
+            case Schedule():
+                return self.config.validate_by
+        return "purchase"
 
     def create(self, seed: int, device: str) -> Recommender:
         """The model, not fitted yet."""
@@ -82,6 +93,7 @@ class ModelSpec:
                 from ..baselines.session_knn import SessionKNN
 
                 return SessionKNN(self.config)
+        raise TypeError(f"no model for {type(self.config).__name__}")
 
 
 def parse_model(text: str) -> ModelSpec:

@@ -19,19 +19,16 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from ..agents.config import AgentConfig
 from ..envs.folders import SCHEMA, check_new_folder, read_manifest, write_json
-from ..envs.log import PreparedData
+from ..envs.log import PreparedData, SessionLog
 from ..errors import InputError
 from .models import ModelSpec, parse_model
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..agents.recurrent import RecurrentAgent
-    from ..agents.sb3_agent import SB3Agent
     from .protocol import Recommender
 
 Progress = Callable[[int, int, str], None]
@@ -41,6 +38,24 @@ RUN_FORMAT = "sessiongym.run"
 
 _PACKAGES = ("sessiongym", "torch", "numpy", "numba", "gymnasium", "stable-baselines3")
 """Whose versions a run records."""
+
+
+class TrainedModel(Protocol):
+    """A `Recommender` whose training takes a while and is kept; `RecurrentAgent` and `NeuralBaseline` say how."""
+
+    def fit(
+        self,
+        train: SessionLog,
+        valid: SessionLog | None,
+        *,
+        validate: Callable[[Any], float],
+        folder: Path,
+        progress: Progress | None,
+    ) -> object: ...
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path, device: str) -> Recommender: ...
 
 
 @dataclass(frozen=True)
@@ -121,7 +136,7 @@ def open_run(folder: Path, data: PreparedData, device: str) -> tuple[dict[str, A
     model = spec.create(run["seed"], device)
     if not spec.trained:
         return run, model.fit(data.train, data.valid)
-    return run, cast("RecurrentAgent | SB3Agent", model).load(folder, device)
+    return run, cast("TrainedModel", model).load(folder, device)
 
 
 def rank_into(folder: Path, model: Recommender, data: PreparedData) -> pd.DataFrame:
@@ -174,11 +189,10 @@ def _train_into(
     if spec.trained:
         from .events import validation_recall
 
-        agent = cast("RecurrentAgent | SB3Agent", model)
-        by = spec.config.validation if isinstance(spec.config, AgentConfig) else "purchase"
-        validate = partial(validation_recall, log=data.valid, by=by)
-        agent.fit(data.train, data.valid, validate=validate, folder=work, progress=progress)
-        agent.save(work)
+        trained = cast("TrainedModel", model)
+        validate = partial(validation_recall, log=data.valid, by=spec.validate_by)
+        trained.fit(data.train, data.valid, validate=validate, folder=work, progress=progress)
+        trained.save(work)
     else:
         model.fit(data.train, data.valid)
     write_json(

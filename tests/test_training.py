@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sessiongym.agents import checkpoint, training
 from sessiongym.agents.a3c import A3CLearner
 from sessiongym.agents.config import PRESETS
 from sessiongym.agents.recurrent import RecurrentAgent
 from sessiongym.envs.log import PURCHASE, SessionLog
 from sessiongym.evaluate.events import purchase_recall
 from sessiongym.evaluate.protocol import check_recommender
+from sessiongym.nn import checkpoint, training
 
 N = 20
 NAMES = tuple(PRESETS["practical"])
@@ -231,10 +231,10 @@ KILLED = """
 import os, signal, sys
 import torch
 from pathlib import Path
-from sessiongym.agents import training
 from sessiongym.agents.config import AgentConfig
 from sessiongym.agents.recurrent import RecurrentAgent
 from sessiongym.envs.log import SessionLog
+from sessiongym.nn import training
 import json
 
 torch.set_num_threads(1)

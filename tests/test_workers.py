@@ -22,7 +22,8 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from safetensors.torch import load_file
-from sessiongym.agents import training, workers
+from sessiongym.agents import training as agents_training
+from sessiongym.agents import workers
 from sessiongym.agents.a3c import A3CLearner
 from sessiongym.agents.config import PRESETS
 from sessiongym.agents.recurrent import RecurrentAgent
@@ -32,6 +33,7 @@ from sessiongym.cli import main
 from sessiongym.envs.log import SessionLog
 from sessiongym.envs.replay import ReplayVectorEnv
 from sessiongym.errors import InputError
+from sessiongym.nn.training import UPDATES_PER_REPORT
 
 N = 20
 EVENTS = 16
@@ -190,7 +192,7 @@ def test_workers_together_count_every_event_and_refresh_once_whenever_one_is_due
     with AsynchronousTrainer(learner, log, 0) as trainer:
         told = list(trainer.updates(0))
         n_events = 2 * trainer.n_updates
-    assert told == sorted(told) and told[-1] > trainer.n_updates - 2 * training.UPDATES_PER_REPORT
+    assert told == sorted(told) and told[-1] > trainer.n_updates - 2 * UPDATES_PER_REPORT
     assert learner.events == n_events
     # Due at the beginning of an update; nobody begins one after the last events.
     assert n_events // 5 - 1 <= int(n_refreshes) <= n_events // 5
@@ -272,7 +274,7 @@ def test_an_exception_in_a_worker_is_told(log, monkeypatch, capfd):
         learner.n_ahead = None  # type: ignore[assignment]
         return learner
 
-    monkeypatch.setattr(training, "A3CLearner", broken)
+    monkeypatch.setattr(agents_training, "A3CLearner", broken)
     with pytest.raises(BrokenExecutor) as error:
         _train(small("a3c-p", workers=1), log)
     assert re.fullmatch(

@@ -46,6 +46,12 @@ class Marks:
         """The epoch under way, or the next."""
         return len(self.history)
 
+    def keep_best(self, score: float, epoch: int, weights: dict[str, Tensor]) -> None:
+        """Copy the weights where no epoch before was as good."""
+        if score > self.best_score:
+            self.best_score, self.best_epoch = score, epoch
+            self.best = {name: weight.detach().clone() for name, weight in weights.items()}
+
 
 def save_checkpoint(folder: Path, learner: Learner, marks: Marks) -> None:
     """One file, replaced in one step: a run cut off at any moment leaves the last whole checkpoint."""
