@@ -149,7 +149,7 @@ def _score_session(index, knobs, item, start, stop, row_of_event, out):
     held = np.empty(knobs.window, np.int32)
     latest = np.empty(knobs.window, np.int64)
     gain = np.zeros(len(index.fallback))
-    touched = np.empty(len(index.fallback), np.int32)
+    touched = np.empty(len(index.fallback) + 1, np.int32)
     begin, added, n_held, now, n = -1, 0, 0, 0, 0
     for e in range(start, stop):
         if row_of_event[e] < 0:
@@ -285,9 +285,9 @@ def _add_neighbours(index, k, candidate, similarity, nearest, gain, touched):
             continue
         for p in range(index.session_offset[candidate[c]], index.session_offset[candidate[c] + 1]):
             i = index.session_item[p]
-            if gain[i] == 0:
-                touched[n_touched] = i
-                n_touched += 1
+            # Free of branches, as in `_merge`: whether an item is new to the sum is as hard to predict.
+            touched[n_touched] = i
+            n_touched += gain[i] == 0
             gain[i] += value
     return n_touched
 

@@ -12,20 +12,40 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from ..agents.config import PRESETS, AgentConfig
 from ..agents.sb3_config import SB3_PRESETS, SB3Config, check_installed
-from ..baselines.config import SKNN, MostPopularConfig, MostRecentConfig, SessionKNNConfig, SPopConfig
+from ..baselines.config import (
+    CO_OCCURRENCE,
+    SKNN,
+    BPRConfig,
+    ItemKNNConfig,
+    MostPopularConfig,
+    MostRecentConfig,
+    SessionKNNConfig,
+    SPopConfig,
+)
 from ..errors import InputError
 from ..nn.schedule import Schedule, ValidateBy
 
 if TYPE_CHECKING:
     from .protocol import Recommender
 
-Config = AgentConfig | SB3Config | Schedule | MostPopularConfig | MostRecentConfig | SPopConfig | SessionKNNConfig
+Config = (
+    AgentConfig
+    | SB3Config
+    | Schedule
+    | MostPopularConfig
+    | MostRecentConfig
+    | SPopConfig
+    | SessionKNNConfig
+    | ItemKNNConfig
+)
 
 _CONFIGS: dict[str, dict[str, Config]] = {
     "most-popular": {"practical": MostPopularConfig()},
     "most-recent": {"practical": MostRecentConfig()},
     "s-pop": {"practical": SPopConfig()},
+    "item-knn": {"practical": ItemKNNConfig(), "paper": CO_OCCURRENCE},
     "session-knn": {"practical": SessionKNNConfig(), "paper": SKNN},
+    "bpr": {"practical": BPRConfig()},
     **{name: {preset: PRESETS[preset][name] for preset in PRESETS} for name in PRESETS["practical"]},
     **{name: {preset: SB3_PRESETS[preset][name] for preset in SB3_PRESETS} for name in SB3_PRESETS["practical"]},
 }
@@ -93,6 +113,14 @@ class ModelSpec:
                 from ..baselines.session_knn import SessionKNN
 
                 return SessionKNN(self.config)
+            case ItemKNNConfig():
+                from ..baselines.item_knn import ItemKNN
+
+                return ItemKNN(self.config)
+            case BPRConfig():
+                from ..baselines.bpr import BPR
+
+                return BPR(self.config, seed, device)
         raise TypeError(f"no model for {type(self.config).__name__}")
 
 

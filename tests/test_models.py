@@ -16,7 +16,7 @@ from sessiongym.evaluate.models import DEFAULT_MODELS, MODEL_NAMES, REFERENCES, 
 from sessiongym.evaluate.protocol import Recommender
 from sessiongym.evaluate.runs import Cell
 
-WITH_PAPER = ("session-knn", *PRESETS["paper"])
+WITH_PAPER = ("item-knn", "session-knn", *PRESETS["paper"])
 SB3_NAMES = tuple(SB3_PRESETS["practical"])
 if find_spec("sb3_contrib") is None:
     # The extra `contrib` is not installed; test_sb3.py says so where it skips.

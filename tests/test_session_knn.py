@@ -14,6 +14,7 @@ from sessiongym.baselines.popularity import popularity_levels
 from sessiongym.baselines.session_knn import SessionKNN
 from sessiongym.envs.log import SessionLog
 from sessiongym.errors import InputError
+from sessiongym.evaluate.protocol import Recommender, check_recommender
 
 DATA = Path(os.environ.get("SESSIONGYM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 CLICKS = DATA / "recsys15_clicks"
@@ -272,3 +273,16 @@ def test_an_item_outside_the_vocabulary_is_refused(fitted, make_log):
 def test_a_value_out_of_range_is_refused(change, message):
     with pytest.raises(InputError, match=message):
         SessionKNNConfig(**change)
+
+
+@pytest.mark.parametrize("config", [SessionKNNConfig(), SKNN])
+def test_keeps_to_the_protocol(random_logs, config):
+    model = SessionKNN(config).fit(random_logs[0])
+    assert isinstance(model, Recommender)
+    check_recommender(model, random_logs[1])
+
+
+def test_neighbours_may_hold_every_item(make_log):
+    """Nothing is left for the fallback, and nothing is written beyond the last item."""
+    train = make_log([[0, 1, 2, 3]] * 3, n_items=4)
+    np.testing.assert_array_equal(SessionKNN().fit(train).score_sessions(make_log([[2, 0]], 4).batch()), [[1] * 4])
