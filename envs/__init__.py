@@ -1,6 +1,7 @@
 """Sessions as data and as environments. What needs torch or pyarrow (`device`, `sb3`, `export`) is imported by name."""
 
 from .conformance import VectorEnvError, VectorEnvFinding, VectorEnvReport, check_vector_env
+from .history import UserHistories
 from .log import CLICK, PURCHASE, PreparedData, SessionBatch, SessionLog
 from .observation import session_observations, session_windows
 from .replay import ReplayEnv, ReplayVectorEnv
@@ -25,6 +26,7 @@ __all__ = [
     "SessionLog",
     "SparsePurchases",
     "Transitions",
+    "UserHistories",
     "VectorColdStart",
     "VectorEnvError",
     "VectorEnvFinding",

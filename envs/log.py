@@ -49,7 +49,8 @@ class SessionBatch:
     user: np.ndarray | None = None
     """[S] int32, or None where shoppers are anonymous."""
     history: tuple[SessionBatch, ...] | None = None
-    """For each session, the same user's sessions that ended before it starts; None where shoppers are anonymous."""
+    """For each session, the same user's sessions that ended before it starts, oldest first, as one batch of them
+    (`history.UserHistories` attaches it); None where shoppers are anonymous or nothing needs it."""
 
     @property
     def n_sessions(self) -> int:
@@ -65,6 +66,18 @@ class SessionBatch:
         is_target = np.ones(len(self.item), dtype=bool)
         is_target[self.offset[:-1]] = False
         return np.flatnonzero(is_target)
+
+    def part(self, start: int, stop: int) -> SessionBatch:
+        """Sessions start..stop-1 (views, no copy)."""
+        first, last = int(self.offset[start]), int(self.offset[stop])
+        return SessionBatch(
+            item=self.item[first:last],
+            kind=self.kind[first:last],
+            time=self.time[first:last],
+            offset=self.offset[start : stop + 1] - first,
+            user=None if self.user is None else self.user[start:stop],
+            history=None if self.history is None else self.history[start:stop],
+        )
 
     def check_live(self) -> None:
         """Raises `InputError` for a batch that is not one session of at least one event, as `recommend` takes it."""
@@ -220,15 +233,8 @@ class SessionLog:
 
     def batch(self, start: int = 0, stop: int | None = None) -> SessionBatch:
         """Sessions start..stop-1 as a `SessionBatch` (views, no copy). Carries no user history."""
-        stop = self.n_sessions if stop is None else stop
-        first, last = int(self.offset[start]), int(self.offset[stop])
-        return SessionBatch(
-            item=self.item[first:last],
-            kind=self.kind[first:last],
-            time=self.time[first:last],
-            offset=self.offset[start : stop + 1] - first,
-            user=None if self.user is None else self.user[start:stop],
-        )
+        everything = SessionBatch(self.item, self.kind, self.time, self.offset, self.user)
+        return everything.part(start, self.n_sessions if stop is None else stop)
 
     def batches(self, max_rows: int) -> Iterator[SessionBatch]:
         """All sessions in order, in batches of at most `max_rows` rows (a longer session makes a batch alone)."""

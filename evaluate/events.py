@@ -13,6 +13,7 @@ import pandas as pd
 from numba import njit
 
 from ..agents.config import ValidateBy
+from ..envs.history import UserHistories
 from ..envs.log import CLICK, PURCHASE, SessionLog
 from ..errors import InputError
 from .metrics import recall
@@ -32,6 +33,7 @@ def rank_events(
     log: SessionLog,
     *,
     train: SessionLog | None = None,
+    histories: UserHistories | None = None,
     max_scores: int = 2**24,
     progress: Callable[[int, int], object] | None = None,
 ) -> pd.DataFrame:
@@ -46,8 +48,10 @@ def rank_events(
     rank_low, rank_high int32: see `rank_bounds`, both N (a miss at every K) for items not seen in training;
     max_k int16: the model's attribute `max_k`, the largest K it can be scored at (0: any).
 
-    The model scores whole sessions, at most `max_scores` floats at once. `progress` is called with the events ranked so
-    far and their total. Raises `InputError` where scores have the wrong shape, NaN or +inf.
+    The model scores whole sessions, at most `max_scores` floats at once, and sees with them what their users did before
+    (`SessionBatch.history`): by `histories` or, where a log has users and none are given, in `train` and `log`.
+    `progress` is called with the events ranked so far and their total. Raises `InputError` where scores have the wrong
+    shape, NaN or +inf.
     """
     target = log.batch().target_events()
     position, purchase_class, repeat = _history_features(log.item, log.kind, log.offset, log.n_items)
@@ -55,7 +59,9 @@ def rank_events(
     item = log.item[target]
     decile = np.full(log.n_items, -1, dtype=np.int8) if train is None else popularity_deciles(train, log.n_items)
     seen = item < log.n_train_items
-    low, high = _rank(model, log, np.ones(len(target), dtype=bool), max_scores, progress)
+    if histories is None and log.user is not None:
+        histories = UserHistories(*([] if train is None or train is log else [train]), log)
+    low, high = _rank(model, log, np.ones(len(target), dtype=bool), histories, max_scores, progress)
     return pd.DataFrame(
         {
             "session": session,
@@ -75,23 +81,38 @@ def rank_events(
     )
 
 
-def purchase_recall(model: Recommender, log: SessionLog, k: int = 5, *, max_scores: int = 2**24) -> float:
+def purchase_recall(
+    model: Recommender,
+    log: SessionLog,
+    k: int = 5,
+    *,
+    histories: UserHistories | None = None,
+    max_scores: int = 2**24,
+) -> float:
     """Recall@k over the purchases of `log`, ties in expectation.
 
     Only sessions with a purchase to predict are scored. A log without one gives Recall@k over all its events instead,
     and a log without any event to predict gives 0.0, so that the figure can always be compared.
     """
-    return validation_recall(model, log, "purchase", k, max_scores=max_scores)
+    return validation_recall(model, log, "purchase", k, histories=histories, max_scores=max_scores)
 
 
 def validation_recall(
-    model: Recommender, log: SessionLog, by: ValidateBy = "purchase", k: int = 5, *, max_scores: int = 2**24
+    model: Recommender,
+    log: SessionLog,
+    by: ValidateBy = "purchase",
+    k: int = 5,
+    *,
+    histories: UserHistories | None = None,
+    max_scores: int = 2**24,
 ) -> float:
     """The figure that training selects checkpoints by: Recall@k over purchases or clicks, or the mean of the two.
 
     Sessions without such an event to predict are not scored. Kinds that are not there count for nothing, as
-    `purchase_recall` says.
+    `purchase_recall` says. `histories` are those of `rank_events`; where a log has users and none are given, its own.
     """
+    if histories is None and log.user is not None:
+        histories = UserHistories(log)
     kinds = {"purchase": (PURCHASE,), "click": (CLICK,), "mean": (PURCHASE, CLICK)}[by]
     target = log.batch().target_events()
     session = np.repeat(np.arange(log.n_sessions), log.length)[target]
@@ -104,7 +125,7 @@ def validation_recall(
         asked[:] = True
     if not asked.any():
         return 0.0
-    hit = recall(*_rank(model, log, asked, max_scores, None), k)
+    hit = recall(*_rank(model, log, asked, histories, max_scores, None), k)
     kind = log.kind[target][asked]
     return float(np.mean([hit[kind == one].mean() for one in np.unique(kind)] if by == "mean" else hit.mean()))
 
@@ -157,6 +178,7 @@ def _rank(
     model: Recommender,
     log: SessionLog,
     wanted: np.ndarray,
+    histories: UserHistories | None,
     max_scores: int,
     progress: Callable[[int, int], object] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +188,7 @@ def _rank(
     for batch in log.batches(max_rows=max(1, max_scores // log.n_items)):
         row = np.flatnonzero(wanted[done : done + batch.n_rows])
         if len(row):
-            scores = model.score_sessions(batch)
+            scores = model.score_sessions(batch if histories is None else histories.attach(batch))
             where = f"{type(model).__name__}.score_sessions, sessions {first_session}.."
             if tuple(scores.shape) != (batch.n_rows, log.n_items):
                 raise InputError(

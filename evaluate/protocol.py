@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
+from ..envs.history import UserHistories
 from ..envs.log import SessionBatch, SessionLog
 from ..errors import InputError
 
@@ -142,7 +143,7 @@ def check_recommender(
 
 
 def _shape_fault(model: Recommender, scores: Any, batch: SessionBatch, n_items: int) -> str:
-    one = _one_session(batch, 0)
+    one = batch.part(0, 1)
     for sessions, found in ((batch, scores), (one, model.score_sessions(_copy(one)))):
         expected, shape = (sessions.n_rows, n_items), tuple(getattr(found, "shape", ()))
         if shape != expected:
@@ -163,6 +164,8 @@ def _finite_fault(scores: np.ndarray) -> str:
 def _input_fault(given: SessionBatch, original: SessionBatch) -> str:
     columns = ("item", "kind", "time", "offset", "user")
     written = [c for c in columns if not np.array_equal(getattr(given, c), getattr(original, c))]
+    if any(_input_fault(*pair) for pair in zip(given.history or (), original.history or (), strict=True)):
+        written.append("history")
     return f"score_sessions wrote to batch.{', batch.'.join(written)}" if written else ""
 
 
@@ -180,7 +183,7 @@ def _causality_fault(
     rng: np.random.Generator,
 ) -> str:
     for number in range(batch.n_sessions):
-        session = _one_session(batch, number)
+        session = batch.part(number, number + 1)
         length = len(session.item)
         expected = score(session)
         # The first and the last place where the future can begin, then any.
@@ -204,7 +207,7 @@ def _causality_fault(
 def _batch_fault(score: Callable[[SessionBatch], np.ndarray], batch: SessionBatch, together: np.ndarray) -> str:
     for number in range(batch.n_sessions):
         rows = slice(batch.offset[number] - number, batch.offset[number + 1] - number - 1)
-        gap = _gap(together[rows], score(_one_session(batch, number)))
+        gap = _gap(together[rows], score(batch.part(number, number + 1)))
         if gap > TOLERANCE:
             return (
                 f"sampled session {number} scores differently alone and among {batch.n_sessions}, by {gap:.2g} of the "
@@ -215,7 +218,7 @@ def _batch_fault(score: Callable[[SessionBatch], np.ndarray], batch: SessionBatc
 
 def _recommend_fault(model: Recommender, score: Callable[[SessionBatch], np.ndarray], batch: SessionBatch) -> str:
     for number in range(min(batch.n_sessions, 4)):
-        history = _one_session(batch, number)
+        history = batch.part(number, number + 1)
         row = score(history.with_unknown_next())[-1]
         k = min(5, len(row), getattr(model, "max_k", None) or len(row))
         items, scores = (_as_numpy(part) for part in model.recommend(_copy(history), k))
@@ -255,19 +258,8 @@ def _sample(log: SessionLog, n_sessions: int, rng: np.random.Generator) -> Sessi
             f"check_recommender: none of the {log.n_sessions} sessions has two events, so there is nothing to score; "
             "give a log with longer sessions"
         )
-    return log.select(rng.choice(usable, size=min(n_sessions, len(usable)), replace=False)).batch()
-
-
-def _one_session(batch: SessionBatch, number: int) -> SessionBatch:
-    events = slice(batch.offset[number], batch.offset[number + 1])
-    return SessionBatch(
-        item=batch.item[events],
-        kind=batch.kind[events],
-        time=batch.time[events],
-        offset=np.array([0, events.stop - events.start], dtype=np.int64),
-        user=None if batch.user is None else batch.user[number : number + 1],
-        history=None if batch.history is None else batch.history[number : number + 1],
-    )
+    sampled = log.select(rng.choice(usable, size=min(n_sessions, len(usable)), replace=False)).batch()
+    return sampled if log.user is None else UserHistories(log).attach(sampled)
 
 
 def _copy(batch: SessionBatch) -> SessionBatch:
@@ -279,6 +271,7 @@ def _copy(batch: SessionBatch) -> SessionBatch:
         time=batch.time.copy(),
         offset=batch.offset.copy(),
         user=None if batch.user is None else batch.user.copy(),
+        history=None if batch.history is None else tuple(map(_copy, batch.history)),
     )
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ..envs.folders import SCHEMA, check_new_folder, read_manifest, write_json
+from ..envs.history import UserHistories
 from ..envs.log import PreparedData, SessionLog
 from ..errors import InputError
 from .models import ModelSpec, parse_model
@@ -143,7 +144,7 @@ def rank_into(folder: Path, model: Recommender, data: PreparedData) -> pd.DataFr
     """Rank the test split and keep the event table in the folder."""
     from .events import rank_events
 
-    events = rank_events(model, data.test, train=data.train)
+    events = rank_events(model, data.test, train=data.train, histories=UserHistories.of(data, "test"))
     temporary = folder / f".{EVENTS}"
     events.to_parquet(temporary, index=False)
     os.replace(temporary, folder / EVENTS)
@@ -190,7 +191,8 @@ def _train_into(
         from .events import validation_recall
 
         trained = cast("TrainedModel", model)
-        validate = partial(validation_recall, log=data.valid, by=spec.validate_by)
+        histories = UserHistories.of(data, "valid")
+        validate = partial(validation_recall, log=data.valid, by=spec.validate_by, histories=histories)
         trained.fit(data.train, data.valid, validate=validate, folder=work, progress=progress)
         trained.save(work)
     else:

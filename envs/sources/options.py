@@ -22,8 +22,13 @@ class PrepareOptions:
     repeats: Literal["keep", "drop"] = "keep"
     """Exact repeats, events equal in session, item, time and kind: kept, or all but the first removed.
     Open in the IRN paper."""
+    consecutive_repeats: Literal["keep", "drop"] = "keep"
+    """Events with the item and kind of the one before them in their session: kept, or removed (Ruocco et al. 2017)."""
     basket_repeats: Literal["keep", "drop"] = "keep"
     """A session's purchases of an item that it has bought already: kept, or removed. Open in the IRN paper."""
+    max_session_length: int | None = None
+    """L: sessions of more than L events are cut in two after L, those of more than 2 L removed (Ruocco et al. 2017,
+    L = 20); no limit if not given."""
     buyers_only: bool = False
     """Keep only sessions with a purchase (IRN paper, section 5.1)."""
     buyers_cut: Literal["before", "after"] = "before"
@@ -34,6 +39,8 @@ class PrepareOptions:
     latest_month: bool = False
     """Keep only sessions that start in the calendar month (UTC) of the newest event; takes the place of `latest_days`.
     Open in the IRN paper, which says "latest month"."""
+    min_user_sessions: int = 1
+    """Sessions that a user must have to stay (3 in Ruocco et al. 2017)."""
     split_at: Literal["end", "start"] = "end"
     """The moment by which the split by time sorts a session: its last event (Hidasi et al. 2016) or its first.
     Open in the IRN paper."""
@@ -45,6 +52,13 @@ class PrepareOptions:
     """Shares of train, valid and test, drawn with the seed; takes the place of the split by time."""
     split_by: Literal["session", "content"] = "session"
     """What the random split draws: sessions, or groups of sessions with identical content."""
+    user_split: Literal["none", "share", "last"] = "none"
+    """Each user's newest sessions become test, the ones before them valid; takes the place of the split by time. Test
+    is a share of the user's sessions (`user_test`), or the last one alone: hold-one-out (both Ruocco et al. 2017)."""
+    user_test: float = 0.2
+    """The share of each user's sessions that is test, rounded up to whole sessions (Ruocco et al. 2017)."""
+    user_valid: int = 1
+    """Sessions of each user that are valid. Ours: the paper chose its checkpoints by the test sessions."""
     unseen: Literal["drop", "keep"] = "drop"
     """Events of valid and test whose item does not occur in train: removed, or given ids after the training items."""
     seed: int = 0
@@ -53,9 +67,15 @@ class PrepareOptions:
     def check(self) -> None:
         """Raises `InputError` for values that make no sense, before any file is read."""
         _check_choices(self)
-        for name, least in (("min_item_support", 1), ("min_session_length", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{_flag(name)}: must be at least {least}, found {getattr(self, name)}; raise it")
+        least = {"min_item_support": 1, "min_session_length": 1, "min_user_sessions": 1, "user_valid": 1, "seed": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise InputError(f"{_flag(name)}: must be at least {bound}, found {getattr(self, name)}; raise it")
+        if self.max_session_length is not None and self.max_session_length < self.min_session_length:
+            raise InputError(
+                f"--max-session-length: must be at least --min-session-length {self.min_session_length}, "
+                f"found {self.max_session_length}; raise it"
+            )
         for name in ("latest_days", "test_days", "valid_days"):
             days = getattr(self, name)
             if days is not None and not 0 < days < math.inf:
@@ -64,11 +84,28 @@ class PrepareOptions:
             raise InputError(
                 "--buyers-cut after: places the cut to sessions with a purchase, found no such cut; add --buyers-only"
             )
-        if self.random_split is not None:
-            if self.split_at == "start":
+        self._check_split()
+
+    def _check_split(self) -> None:
+        by_time = self.random_split is None and self.user_split == "none"
+        if self.split_at == "start" and not by_time:
+            other = "a split per user" if self.random_split is None else "a random split"
+            raise InputError(f"--split-at start: belongs to the split by time, found {other}; give one of the two")
+        if self.user_split != "none":
+            if self.random_split is not None:
                 raise InputError(
-                    "--split-at start: belongs to the split by time, found a random split; give one of the two"
+                    f"--user-split {self.user_split}: sorts sessions by their order, found --random-split; give one of "
+                    "the two"
                 )
+            if not 0 < self.user_test < 1:
+                raise InputError(f"--user-test: must be a share between 0 and 1, found {self.user_test:g}; give one")
+            if self.min_user_sessions < self.user_valid + 2:
+                raise InputError(
+                    f"--user-split {self.user_split}: leaves each user a session in train and test and "
+                    f"{self.user_valid} in valid, found users of {self.min_user_sessions} sessions; "
+                    f"add --min-user-sessions {self.user_valid + 2}"
+                )
+        if self.random_split is not None:
             shares = self.random_split
             if len(shares) != 3 or not all(share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-9:
                 found = ",".join(f"{share:g}" for share in shares)
@@ -79,7 +116,7 @@ class PrepareOptions:
         elif self.split_by == "content":
             raise InputError(
                 "--split-by content: identical sessions can be kept together only by a random split, found a split "
-                "by time; add --random-split 0.8,0.1,0.1"
+                f"{'by time' if by_time else 'per user'}; add --random-split 0.8,0.1,0.1"
             )
 
 
@@ -91,6 +128,16 @@ RECSYS15_OPTIONS = PrepareOptions(buyers_only=True, latest_days=30.0, test_days=
 
 SHOP_OPTIONS = PrepareOptions(test_days=3.0, valid_days=3.0)
 """Of thirty simulated days three test and three validation: a small shop has few sessions a day."""
+
+USER_HISTORY_OPTIONS = PrepareOptions(
+    min_item_support=1,
+    consecutive_repeats="drop",
+    max_session_length=20,
+    min_user_sessions=3,
+    user_split="share",
+    unseen="keep",
+)
+"""Ruocco et al. (2017), section 4: user histories; no item is left out."""
 
 CHOICE_SETS_OPTIONS = PrepareOptions(random_split=(0.8, 0.1, 0.1), split_by="content")
 """The file has no times, and a fifth of its lines repeat another."""
@@ -177,8 +224,7 @@ class TaobaoFormat:
 
     def check(self) -> None:
         """Raises `InputError` for options that contradict each other, before the file is read."""
-        if not 0 < self.gap < math.inf:
-            raise InputError(f"--gap: must be a positive number of seconds, found {self.gap:g}; give one")
+        _check_gap(self.gap)
         _check_choices(self)
         _check_kinds(self.click, self.purchase, ("pv", "fav", "cart", "buy"))
 
@@ -209,6 +255,45 @@ class Rees46Format:
             raise InputError(f"--files: {twice[0]} is given twice, and its events would count twice; give it once")
         _check_choices(self)
         _check_kinds(self.click, self.purchase, ("view", "cart", "remove_from_cart", "purchase"))
+
+
+@dataclass(frozen=True)
+class LastFMFormat:
+    """How to read the listening histories of Last.fm-1K (Celma 2010): tab-separated, no header line.
+
+    Columns: ``userid, timestamp, artid, artname, traid, traname``; times ISO-8601, newest first.
+    """
+
+    file: Path
+    """userid-timestamp-artid-artname-traid-traname.tsv, unpacked."""
+    item_level: Literal["artist", "track"] = "artist"
+    """What becomes the item, by its MusicBrainz id. An artist without one goes by name, a track by ARTIST / TITLE."""
+    gap: float = 1800.0
+    """Seconds without an event after which the user's next event starts a new session (Ruocco et al. 2017)."""
+
+    def check(self) -> None:
+        """Raises `InputError` for options that make no sense, before the file is read."""
+        _check_gap(self.gap)
+        _check_choices(self)
+
+
+@dataclass(frozen=True)
+class RedditFormat:
+    """How to read the Reddit subreddit-interactions file: header ``username,subreddit,utc``, times in seconds."""
+
+    file: Path
+    """reddit_data.csv, unpacked."""
+    gap: float = 3600.0
+    """Seconds without an event after which the user's next event starts a new session (Ruocco et al. 2017)."""
+
+    def check(self) -> None:
+        """Raises `InputError` for options that make no sense, before the file is read."""
+        _check_gap(self.gap)
+
+
+def _check_gap(gap: float) -> None:
+    if not 0 < gap < math.inf:
+        raise InputError(f"--gap: must be a positive number of seconds, found {gap:g}; give one")
 
 
 def _check_choices(options: object) -> None:

@@ -18,12 +18,11 @@ from .cuts import DAY, Survey, session_cuts, survey, survivors
 from .memory import check_room
 from .options import PrepareOptions
 from .sessions import EventColumns, Events, EventSource, Sessions, in_order
+from .splits import PER_USER_NOTE, SPLITS, describe_split, empty_split, split_numbers
 
 __all__ = ["DAY", "SPLITS", "Dropped", "EventColumns", "Progress", "build", "repeated_content", "silent"]
 
 Progress = Callable[[str], None]
-
-SPLITS = ("train", "valid", "test")
 
 _AFTER_ITEMS = ", after the item filter"
 
@@ -89,33 +88,37 @@ def build(
     """Filter, split and number the items. Same input, options and seed, same result.
 
     The steps: sessions that start within `latest_days` of the newest event, or in its month; sessions with a purchase
-    (`buyers_only`); order events by time; exact repeats; repeats in a basket; session length; item support; session
-    length again (Hidasi et al. 2016: once each, not until nothing changes); sessions with a purchase if `buyers_cut` is
-    "after"; split; vocabulary from train without valid; unseen items; session length in valid and test.
+    (`buyers_only`); order events by time; exact repeats; consecutive repeats; repeats in a basket; session length; item
+    support; session length again (Hidasi et al. 2016: once each, not until nothing changes); long sessions cut in
+    two, whose second part has ``/2`` behind its session id; sessions with a purchase if `buyers_cut` is "after"; users
+    with enough sessions; split; vocabulary from train without valid; unseen items; session length in valid and test.
 
     `source` (with a ``name``) opens the manifest, `dropped` is what the reader left out, `notes` are caveats for every
     table. `surveyed` is what `survey` says of the events, where the caller knows it already. `memory` is the most that
-    the process may take, in GB. Raises `InputError` where a filter leaves no session or a split none, or where what the
-    first cuts leave does not fit the memory.
+    the process may take, in GB. Raises `InputError` where a filter leaves no session or a split none, where an option
+    needs users and shoppers are anonymous, or where what the first cuts leave does not fit the memory.
     """
     options.check()
+    _refuse_anonymous(events, options, source["name"])
+    if options.user_split != "none":
+        notes = [*notes, PER_USER_NOTE]
     ledger = _Ledger(source["name"], progress)
     ledger.dropped.extend(dropped)
     surveyed = surveyed or survey(events.parts())
     n_events = surveyed.n_events
     if not n_events:
         raise InputError(f"{source['name']}: no events to prepare; check the input")
-    sessions = _filtered(_cut(events, surveyed, options, ledger, memory), options, ledger)
+    sessions = _filtered(_cut(events, surveyed, options, ledger, memory), events, options, ledger)
     del surveyed
-    parts = _splits(sessions, options, events.ordered, ledger)
+    parts = _splits(sessions, events, options, ledger)
     parts, n_train_items, item_id = _numbered(parts, events, options, ledger)
     parts = [part.by_start() for part in parts]
     for name, part in zip(SPLITS, parts, strict=True):
         ledger.note(name, part.counts())
         if not part.n:
-            raise InputError(_empty_split(name, sessions, options, source["name"]))
+            raise InputError(empty_split(name, sessions, options, source["name"]))
 
-    logs = [_log(part, events, item_id, n_train_items, notes) for part in parts]
+    logs = [_log(part, events, options, item_id, n_train_items, notes) for part in parts]
     manifest = {
         "source": source,
         "options": asdict(options),
@@ -124,7 +127,7 @@ def build(
         "dropped": [asdict(drop) for drop in ledger.dropped],
         "n_items": len(item_id),
         "n_train_items": n_train_items,
-        "split": _describe_split(options),
+        "split": describe_split(options),
         "sessions_without_purchase": {
             name: int(np.count_nonzero(part.per_session(part.kind == PURCHASE) == 0))
             for name, part in zip(SPLITS, parts, strict=True)
@@ -156,7 +159,21 @@ def _cut(
     return in_order(kept)
 
 
-def _filtered(sessions: Sessions, options: PrepareOptions, ledger: _Ledger) -> Sessions:
+def _refuse_anonymous(events: EventSource, options: PrepareOptions, source: str) -> None:
+    if events.user is not None:
+        return
+    for flag, asked in (
+        (f"--user-split {options.user_split}", options.user_split != "none"),
+        (f"--min-user-sessions {options.min_user_sessions}", options.min_user_sessions > 1),
+    ):
+        if asked:
+            raise InputError(
+                f"{source}: {flag} needs to know whose the sessions are, found anonymous ones; name the column of "
+                "users (--user, where there is such an option) or leave it out"
+            )
+
+
+def _filtered(sessions: Sessions, events: EventSource, options: PrepareOptions, ledger: _Ledger) -> Sessions:
     sessions = _without_repeats(sessions, options, ledger)
     sessions = _long_enough(sessions, options, ledger, "")
     support = sessions.per_item()
@@ -168,9 +185,43 @@ def _filtered(sessions: Sessions, options: PrepareOptions, ledger: _Ledger) -> S
         (support >= least)[sessions.item],
     )
     sessions = _long_enough(sessions, options, ledger, _AFTER_ITEMS)
+    if options.max_session_length is not None:
+        sessions = _short_enough(sessions, options.max_session_length, len(events.session_id), ledger)
+        sessions = _long_enough(sessions, options, ledger, ", after the cut in two")
     if options.buyers_only and options.buyers_cut == "after":
         sessions = _buyers(sessions, ledger)
+    if options.min_user_sessions > 1:
+        sessions = _of_returning_users(sessions, events, options.min_user_sessions, ledger)
     return sessions
+
+
+def _short_enough(sessions: Sessions, most: int, n_recorded: int, ledger: _Ledger) -> Sessions:
+    sessions = ledger.keep(
+        f"sessions of at most {2 * most} events",
+        f"sessions of more than {2 * most} events",
+        sessions,
+        sessions.events_of(sessions.length <= 2 * most),
+    )
+    sessions = sessions.in_two(most, n_recorded)
+    ledger.note(f"sessions of more than {most} events cut in two", sessions.counts())
+    return sessions
+
+
+def _of_returning_users(sessions: Sessions, events: EventSource, least: int, ledger: _Ledger) -> Sessions:
+    users = _users(sessions, events)
+    assert users is not None
+    _, user, n = np.unique(users, return_inverse=True, return_counts=True)
+    return ledger.keep(
+        f"users of at least {least} sessions",
+        f"sessions of users with fewer than {least} sessions",
+        sessions,
+        sessions.events_of((n >= least)[user]),
+    )
+
+
+def _users(sessions: Sessions, events: EventSource) -> np.ndarray | None:
+    """[S] int32, or None; the second part of a session has its number beyond those of the source."""
+    return None if events.user is None else events.user[sessions.number % len(events.session_id)]
 
 
 def _buyers(sessions: Sessions, ledger: _Ledger) -> Sessions:
@@ -187,6 +238,13 @@ def _without_repeats(sessions: Sessions, options: PrepareOptions, ledger: _Ledge
     if options.repeats == "drop":
         sessions = ledger.keep(
             "events without exact repeats", "exact repeats of an event", sessions, _not_repeated(sessions)
+        )
+    if options.consecutive_repeats == "drop":
+        sessions = ledger.keep(
+            "events without consecutive repeats",
+            "repeats of the item and kind of the event before",
+            sessions,
+            _differs_from_before(sessions),
         )
     if options.basket_repeats == "drop":
         sessions = ledger.keep(
@@ -207,6 +265,14 @@ def _not_repeated(sessions: Sessions) -> np.ndarray:
     moment = np.cumsum(np.r_[True, ~tie])[tied]
     keep = np.ones(len(sessions.item), dtype=bool)
     keep[tied] = _first(sessions.kind[tied], sessions.item[tied], moment)
+    return keep
+
+
+def _differs_from_before(sessions: Sessions) -> np.ndarray:
+    """[E] bool: a session's first event, or one of another item or kind than the event before it."""
+    keep = np.ones(len(sessions.item), dtype=bool)
+    keep[1:] = (sessions.item[1:] != sessions.item[:-1]) | (sessions.kind[1:] != sessions.kind[:-1])
+    keep[sessions.offset[:-1]] = True
     return keep
 
 
@@ -239,31 +305,11 @@ def _long_enough(sessions: Sessions, options: PrepareOptions, ledger: _Ledger, w
     )
 
 
-def _splits(sessions: Sessions, options: PrepareOptions, ordered: bool, ledger: _Ledger) -> list[Sessions]:
+def _splits(sessions: Sessions, events: EventSource, options: PrepareOptions, ledger: _Ledger) -> list[Sessions]:
     """Train, valid and test, any of which may be empty."""
-    if options.random_split is not None:
-        groups = sessions.content(ordered) if options.split_by == "content" else np.arange(sessions.n)
-        split = _drawn(groups, options.random_split, np.random.default_rng((options.seed, 0)))
-    else:
-        split = np.zeros(sessions.n, dtype=np.int8)
-        moment = sessions.start if options.split_at == "start" else sessions.end
-        split[moment >= moment.max() - round(options.test_days * DAY)] = SPLITS.index("test")
-        rest = split == SPLITS.index("train")
-        if rest.any():
-            newest = moment[rest].max()
-            split[rest & (moment >= newest - round(options.valid_days * DAY))] = SPLITS.index("valid")
+    split = split_numbers(sessions, _users(sessions, events), options, events.ordered)
     ledger.note("train+valid", sessions.only(sessions.events_of(split != SPLITS.index("test"))).counts())
     return [sessions.only(sessions.events_of(split == number)) for number in range(len(SPLITS))]
-
-
-def _drawn(groups: np.ndarray, shares: tuple[float, float, float], rng: np.random.Generator) -> np.ndarray:
-    """[S] split numbers: groups in random order are dealt until each split has its share of the sessions."""
-    _, group, size = np.unique(groups, return_inverse=True, return_counts=True)
-    order = rng.permutation(len(size))
-    before = np.empty(len(size), dtype=np.int64)
-    before[order] = np.cumsum(size[order]) - size[order]
-    bounds = np.rint(np.cumsum(shares)[:2] * len(groups))
-    return np.searchsorted(bounds, before, side="right").astype(np.int8)[group]
 
 
 def _numbered(
@@ -304,16 +350,26 @@ def _sorted_by_id(codes: np.ndarray, item_id: np.ndarray) -> np.ndarray:
 
 
 def _log(
-    part: Sessions, events: EventSource, item_id: np.ndarray, n_train_items: int, notes: Sequence[str]
+    part: Sessions,
+    events: EventSource,
+    options: PrepareOptions,
+    item_id: np.ndarray,
+    n_train_items: int,
+    notes: Sequence[str],
 ) -> SessionLog:
+    n_recorded = len(events.session_id)
+    session_id = events.session_id[part.number % n_recorded]
+    if options.max_session_length is not None:
+        session_id = session_id.astype(np.str_)
+        session_id = np.where(part.number < n_recorded, session_id, np.char.add(session_id, "/2"))
     return SessionLog(
         item=part.item,
         kind=part.kind,
         time=part.time,
         offset=part.offset,
-        session_id=events.session_id[part.number],
+        session_id=session_id,
         item_id=item_id,
-        user=None if events.user is None else events.user[part.number],
+        user=_users(part, events),
         n_train_items=n_train_items,
         notes=tuple(notes),
     )
@@ -330,27 +386,3 @@ def _overlap(parts: list[Sessions], ordered: bool) -> dict[str, Any]:
         shared = int(np.count_nonzero(nearest == content))
         overlap[name] = {"sessions_also_in_train": shared, "share": round(shared / len(content), 6)}
     return overlap
-
-
-def _describe_split(options: PrepareOptions) -> str:
-    if options.random_split is None:
-        place, newest = ("first", "newest session start") if options.split_at == "start" else ("last", "newest event")
-        return (
-            f"by time: test is the sessions whose {place} event is within {options.test_days:g} days before the "
-            f"{newest}, valid the same with {options.valid_days:g} days in what remains"
-        )
-    shares = " / ".join(f"{share:g}" for share in options.random_split)
-    unit = "sessions" if options.split_by == "session" else "groups of sessions with identical content"
-    return f"random {unit}, {shares} of the sessions, seed {options.seed}"
-
-
-def _empty_split(name: str, sessions: Sessions, options: PrepareOptions, source: str) -> str:
-    if options.random_split is not None:
-        remedy = "too few sessions for these shares; change --random-split or loosen the filters"
-    else:
-        days = (int(sessions.time.max()) - int(sessions.time.min())) / DAY
-        remedy = (
-            f"the events span {days:.3g} days and --test-days {options.test_days:g} --valid-days "
-            f"{options.valid_days:g} leave it nothing; shorten these or loosen the filters (--unseen keep)"
-        )
-    return f"{source}: the {name} split is empty ({sessions.n} sessions before the split): {remedy}"

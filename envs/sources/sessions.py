@@ -54,7 +54,7 @@ class EventSource(Protocol):
 
     @property
     def user(self) -> np.ndarray | None:
-        """[S] int32, or None where shoppers are anonymous."""
+        """[S] int32, or None where shoppers are anonymous, which is known before any part is seen."""
         ...
 
     @property
@@ -144,6 +144,13 @@ class Sessions:
         offset = np.zeros(np.count_nonzero(left) + 1, dtype=np.int64)
         np.cumsum(left[left > 0], out=offset[1:])
         return Sessions(self.item[events], self.kind[events], self.time[events], offset, self.number[left > 0])
+
+    def in_two(self, most: int, number_of_rest: int) -> Sessions:
+        """Sessions of more than `most` events cut after `most`; the rest's number is `number_of_rest` higher."""
+        long = np.flatnonzero(self.length > most)
+        offset = np.insert(self.offset, long + 1, self.offset[long] + most)
+        number = np.insert(self.number, long + 1, self.number[long] + number_of_rest)
+        return Sessions(self.item, self.kind, self.time, offset, number).by_start()
 
     def by_start(self) -> Sessions:
         """In order of start again, where some lost their first event; ties stay as they are."""

@@ -32,13 +32,14 @@ _LARGEST_MICROSECONDS = 2**63 // 1000 - 1
 
 
 def prepare_table(
-    fmt: TableFormat, options: PrepareOptions = TABLE_OPTIONS, progress: Progress = silent
+    fmt: TableFormat, options: PrepareOptions = TABLE_OPTIONS, progress: Progress = silent, *, name: str = "table"
 ) -> PreparedData:
     """Read the table, cut users into sessions where asked to, then `pipeline.build`.
 
     Events of equal time in a session go in the order in which `fmt.click` and `fmt.purchase` name their values, then in
     that of the file. Rows of other kinds are dropped and counted; they do not bridge a gap. Sessions cut by a gap are
-    numbered from 0, by user and time. Raises `InputError` for a missing column, a damaged row, or values that match
+    numbered from 0, by user and time. Users are numbered in order of first appearance. `name` is that of the source, as
+    the manifest records it. Raises `InputError` for a missing column, a damaged row, or values that match
     nothing.
     """
     options.check()
@@ -50,7 +51,7 @@ def prepare_table(
     for drop in dropped:
         progress(f"dropped {drop.events:,} rows: {drop.reason}")
     source = {
-        "name": "table",
+        "name": name,
         "files": [{"name": file.name, "bytes": file.stat().st_size}],
         "format": {**asdict(fmt), "events": file.name},
     }
@@ -159,7 +160,7 @@ def _nanoseconds(rows: Rows, fmt: TableFormat) -> np.ndarray:
         row = int(np.argmin(possible))
         raise InputError(
             f"{rows.where(row)}: {fmt.time} {values[row]:.17g} is no time in the unit {fmt.time_unit!r} "
-            "(years 1678 to 2262); check --time-unit or correct the value"
+            "(years 1678 to 2262); check the unit (--time-unit) or correct the value"
         )
     return microseconds.astype(np.int64) * 1000
 
