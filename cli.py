@@ -19,7 +19,10 @@ from .envs.sources.options import (
     RECSYS15_OPTIONS,
     SHOP_OPTIONS,
     TABLE_OPTIONS,
+    USER_HISTORY_OPTIONS,
+    LastFMFormat,
     PrepareOptions,
+    RedditFormat,
     Rees46Format,
     TableFormat,
     TaobaoFormat,
@@ -41,7 +44,7 @@ class Compare:
     data: Path | None = None
     """Folder that `prepare` or `shop` wrote."""
     models: list[str] = field(default_factory=lambda: list(DEFAULT_MODELS))
-    """NAME, NAME@paper, or NAME:field=value,..."""
+    """NAME, NAME@paper, or NAME:field=value,...; all: every model."""
     seeds: int = 1
     """Training seeds 0..K-1 of every trained model; a published table needs at least 5."""
     out: Path = Path("runs/compare")
@@ -163,6 +166,30 @@ class Rees46:
 
 
 @dataclass(frozen=True)
+class LastFM:
+    """The listening histories of Last.fm-1K, users cut into sessions where they pause, prepared for II-RNN."""
+
+    format: LastFMFormat
+    out: Path
+    """Folder to write."""
+    options: PrepareOptions = USER_HISTORY_OPTIONS
+    overwrite: bool = False
+    """Replace the folder if it exists."""
+
+
+@dataclass(frozen=True)
+class Reddit:
+    """The Reddit subreddit interactions, users cut into sessions where they pause, prepared for II-RNN."""
+
+    format: RedditFormat
+    out: Path
+    """Folder to write."""
+    options: PrepareOptions = USER_HISTORY_OPTIONS
+    overwrite: bool = False
+    """Replace the folder if it exists."""
+
+
+@dataclass(frozen=True)
 class Prepare:
     """Turn raw logs into a folder with train/, valid/, test/ and manifest.json."""
 
@@ -172,6 +199,8 @@ class Prepare:
         | Annotated[Rees46, subcommand("rees46")]
         | Annotated[Table, subcommand("table")]
         | Annotated[ChoiceSets, subcommand("choice-sets")]
+        | Annotated[LastFM, subcommand("lastfm")]
+        | Annotated[Reddit, subcommand("reddit")]
     )
 
 
@@ -185,6 +214,10 @@ class MakeShop:
     """Sessions to simulate."""
     items: int = _SHOP_ITEMS
     """Items in the catalogue."""
+    users: int = 0
+    """Shoppers who return; 0: every session is a stranger's."""
+    taste_persistence: float = 0.0
+    """Chance that a returning shopper looks for the same as before."""
     options: PrepareOptions = SHOP_OPTIONS
     overwrite: bool = False
     """Replace the folder if it exists."""
@@ -409,10 +442,12 @@ def _evaluate(command: Evaluate) -> None:
     print(f"written to {command.run}: table.csv, events.parquet")
 
 
-def _prepare(source: RecSys15 | Taobao | Rees46 | Table | ChoiceSets) -> None:
+def _prepare(source: RecSys15 | Taobao | Rees46 | Table | ChoiceSets | LastFM | Reddit) -> None:
     from .envs.folders import check_new_folder
     from .envs.sources.choice_sets import prepare_choice_sets
+    from .envs.sources.lastfm import prepare_lastfm
     from .envs.sources.recsys15 import prepare_recsys15
+    from .envs.sources.reddit import prepare_reddit
     from .envs.sources.rees46 import prepare_rees46
     from .envs.sources.table import prepare_table
     from .envs.sources.taobao import prepare_taobao
@@ -429,6 +464,10 @@ def _prepare(source: RecSys15 | Taobao | Rees46 | Table | ChoiceSets) -> None:
             data = prepare_table(source.format, source.options, _say)
         case ChoiceSets():
             data = prepare_choice_sets(source.file, source.options, _say)
+        case LastFM():
+            data = prepare_lastfm(source.format, source.options, _say)
+        case Reddit():
+            data = prepare_reddit(source.format, source.options, _say)
     data.save(source.out, source.overwrite)
     _info(source.out)
 
@@ -438,7 +477,14 @@ def _make_shop(command: MakeShop) -> None:
     from .envs.shop.prepare import prepare_shop
 
     check_new_folder(command.out, command.overwrite)
-    data = prepare_shop(command.sessions, command.items, command.options, _say)
+    data = prepare_shop(
+        command.sessions,
+        command.items,
+        command.options,
+        _say,
+        users=command.users,
+        taste_persistence=command.taste_persistence,
+    )
     data.save(command.out, command.overwrite)
 
 

@@ -11,6 +11,7 @@ from sessiongym.envs.shop.config import ShopConfig
 from sessiongym.envs.shop.shop import Shop
 
 SESSIONS = 80_000
+USERS = 20_000
 
 
 @njit
@@ -22,20 +23,19 @@ def _draw(cumulative, item, rng):
 def table() -> str:
     """Seconds of one thread, compiled before."""
     shop = Shop(ShopConfig(n_items=N_ITEMS), seed=0)
+    returning = Shop(ShopConfig(n_items=N_ITEMS, users=USERS, taste_persistence=0.8), seed=0)
     n_events = shop.log(SESSIONS, 0).n_events
     weight = 1 / np.arange(5, 5 + N_ITEMS)
     rng = np.random.default_rng(0)
     cumulative, item = np.cumsum(weight / weight.sum()), np.empty(n_events, np.int32)
-
-    def simulated() -> float:
-        return shop.log(SESSIONS, 0).n_events
 
     def drawn() -> float:
         _draw(cumulative, item, rng)
         return n_events
 
     contenders: dict[str, Callable[[], float]] = {
-        f"shop, {SESSIONS:,} sessions": simulated,
+        f"shop, {SESSIONS:,} sessions": lambda: shop.log(SESSIONS, 0).n_events,
+        f"shop, {SESSIONS:,} sessions of {USERS:,} returning shoppers": lambda: returning.log(SESSIONS, 0).n_events,
         "bare Numba loop: an item by popularity for each event": drawn,
     }
     rates = interleaved(contenders, CPU, rounds=3)

@@ -110,6 +110,8 @@ def test_help_of_a_real_process_names_every_command_and_loads_nothing_heavy():
         ("prepare rees46", "--files --item-level --click --purchase --out --repeats --seed"),
         ("prepare table", "--events --user --gap --session --item --time --time-unit --kind --click --purchase --sep"),
         ("prepare choice-sets", "--file --out --seed"),
+        ("prepare lastfm", "--file --item-level --gap --out --consecutive-repeats --max-session-length --overwrite"),
+        ("prepare reddit", "--file --gap --out --min-user-sessions --user-split --user-test --user-valid --unseen"),
         ("shop", "--sessions --items --seed --out"),
         ("info", "FOLDER"),
     ],
@@ -183,6 +185,29 @@ def test_several_rees46_files_become_one_prepared_folder(command, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("source", ["lastfm", "reddit"])
+def test_user_histories_become_a_prepared_folder_with_their_caveat(command, tmp_path, source):
+    hours = [(user, hour, item) for user in ("user_000001", "user_000002") for hour in range(8, 18, 2) for item in "ab"]
+    text = "".join(f"{user}\t2009-05-04T{hour:02}:00:00Z\t\t{item}\t\tsong\n" for user, hour, item in hours[::-1])
+    if source == "reddit":
+        text = "username,subreddit,utc\n" + "".join(f"{user},{item},{hour * 3600}.0\n" for user, hour, item in hours)
+    (tmp_path / "file").write_text(text)
+    given = "prepare", source, "--file", tmp_path / "file", "--out", tmp_path / "out"
+    status, out, err = command(*given)
+    assert status == 0 and f"prepared from {source}" in out and "read 20 " in err
+    assert "split: per user" in out and "note: The split is per user, not a cut in time" in out
+    data = PreparedData.open(tmp_path / "out")
+    assert [log.n_sessions for log in (data.train, data.valid, data.test)] == [6, 2, 2]
+    assert data.train.item_id.tolist() == ["a", "b"] and data.test.item.tolist() == [0, 1, 0, 1]
+    assert command(*given, "--overwrite", "--user-split", "last", "--user-valid", 2, "--min-user-sessions", 4)[0] == 0
+    assert PreparedData.open(tmp_path / "out").valid.n_sessions == 4
+
+
+def test_anonymous_data_has_no_user_histories(refused, files):
+    error = refused(*files(), "--user-split", "share", "--min-user-sessions", 3)
+    assert "recsys15: --user-split share needs to know whose the sessions are" in error
+
+
 def test_choices_that_the_paper_leaves_open_reach_the_manifest(command, files, tmp_path):
     status, out, _ = command(*files(), "--latest-month", "--repeats", "drop", "--basket-repeats", "drop")
     assert status == 0 and "sessions that start in 2014-04, the month of the newest event" in out
@@ -237,6 +262,11 @@ def test_bad_input_of_the_other_sources_is_named_and_nothing_is_written(refused,
     assert "UserBehavior.csv:2: expected 5 fields" in refused(*taobao)
     assert "--click: expected some of pv,fav,cart,buy, found 'view'" in refused(*taobao, "--click", "view")
     assert "--buyers-cut after" in refused(*taobao, "--buyers-cut", "after")
+    lastfm = "prepare", "lastfm", "--file", tmp_path / "UserBehavior.csv", "--out", tmp_path / "out"
+    assert "UserBehavior.csv:1: expected 6 fields separated by" in refused(*lastfm)
+    assert "add --min-user-sessions 4" in refused(*lastfm, "--user-valid", 2)
+    reddit = "prepare", "reddit", "--file", tmp_path / "UserBehavior.csv", "--out", tmp_path / "out"
+    assert "no column 'username'" in refused(*reddit)
     rees46 = "prepare", "rees46", "--out", tmp_path / "out", "--files"
     assert "expected at least one file" in refused(*rees46)
     assert "2019-Oct.csv: no such file" in refused(*rees46, tmp_path / "2019-Oct.csv")

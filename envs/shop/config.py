@@ -106,6 +106,18 @@ class ShopConfig:
     basket_gap: float = 0.01
     """Seconds between the purchases of a basket (buys: median span of a basket 29 ms)."""
 
+    users: int = 0
+    """Shoppers who return; each session is a visit of one of them. 0: every session is a stranger's."""
+    visit_spread: float = 0.7
+    """Standard deviation over shoppers of the log of how often they come (set; 0.3 to 0.5 in public samples of news and
+    shop users, which leave out the rare ones)."""
+    taste_persistence: float = 0.0
+    """Chance that a visit starts with the shopper's taste, an intent kept between visits; otherwise with an intent
+    drawn afresh, as a stranger's (set). 0: earlier visits say nothing of the next."""
+    taste_drift: float = 0.2
+    """Chance that a fresh intent becomes the taste; 0: tastes never change, 1: the taste is the last visit's intent
+    (set)."""
+
     def __post_init__(self) -> None:
         for field in fields(self):
             if field.name in _RANGES:
@@ -123,6 +135,11 @@ class ShopConfig:
             raise InputError(
                 "ShopConfig: start must be an ISO date such as 2014-09-01, from 1971 to 2200, "
                 f"found {self.start!r}; correct it"
+            )
+        if self.taste_persistence and not self.users:
+            raise InputError(
+                f"ShopConfig: taste_persistence {self.taste_persistence:g} needs shoppers who return, found users 0; "
+                "give users"
             )
 
     @property
@@ -168,6 +185,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "dwell": (0.001, 3_600),
     "dwell_spread": (0, 10),
     "basket_gap": (0.001, 3_600),
+    "users": (0, 100_000_000),
+    "visit_spread": (0, 10),
+    "taste_persistence": _SHARE,
+    "taste_drift": _SHARE,
 }
 
 

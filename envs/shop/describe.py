@@ -26,6 +26,9 @@ def describe(log: SessionLog) -> dict[str, float]:
     - ``gap_median``: seconds between an event and the click after it.
     - ``busiest_hour, busiest_weekday``: starts of sessions in the busiest hour of the day (UTC), and on the busiest day
       of the week, as a multiple of the mean one.
+    - ``users``: shoppers who occur, 0 where they are anonymous. ``visits_mean``: sessions of each.
+      ``first_item_known``: of the sessions whose shopper has been here before, the share whose first item is in one of
+      that shopper's earlier sessions.
     """
     item, kind, time = np.asarray(log.item), np.asarray(log.kind), np.asarray(log.time)
     session = np.repeat(np.arange(log.n_sessions), log.length)
@@ -62,6 +65,7 @@ def describe(log: SessionLog) -> dict[str, float]:
         "new_item_share": _new_item_share(item, time),
         "gap_median": float(np.median(np.diff(time, prepend=0)[clicked_next]) / 1e9) if clicked_next.any() else np.nan,
         **_rhythm(time[log.offset[:-1]]),
+        **_returns(log.user, session, item, np.asarray(log.offset)),
     }
 
 
@@ -106,4 +110,19 @@ def _rhythm(start: np.ndarray) -> dict[str, float]:
     return {
         "busiest_hour": float(by_hour.max() / by_hour.mean()),
         "busiest_weekday": float(by_weekday.max() / by_weekday.mean()),
+    }
+
+
+def _returns(user: np.ndarray | None, session: np.ndarray, item: np.ndarray, offset: np.ndarray) -> dict[str, float]:
+    if user is None:
+        return {"users": 0, "visits_mean": float("nan"), "first_item_known": float("nan")}
+    _, earliest, of_user = np.unique(user, return_index=True, return_inverse=True)
+    returned = earliest[of_user] < np.arange(len(user))
+    meeting = of_user[session] * (int(item.max(initial=0)) + 1) + item
+    _, first_event, of_meeting = np.unique(meeting, return_index=True, return_inverse=True)
+    known = session[first_event[of_meeting]] < session
+    return {
+        "users": len(earliest),
+        "visits_mean": len(user) / len(earliest) if len(earliest) else float("nan"),
+        "first_item_known": _mean(known[offset[:-1]][returned]),
     }

@@ -12,9 +12,6 @@ from ..log import SessionLog
 from .catalogue import Catalogue, draw_catalogue, start_ns
 from .config import ShopConfig
 
-NOTE = "simulated shoppers, not recorded ones"
-"""The caveat that every log of the shop carries."""
-
 _CHUNK = 1024
 _HOUR_NS = 3_600 * 10**9
 
@@ -32,21 +29,21 @@ class Shop:
         object.__setattr__(self, "catalogue", draw_catalogue(self.config, self.seed))
 
     def log(self, n_sessions: int, seed: int) -> SessionLog:
-        """`n_sessions` sessions of anonymous shoppers, each of at least two events, in order of their start.
+        """`n_sessions` sessions, each of at least two events, in order of their start; `visits.py` says who comes.
 
         The same shop and seed give the same log, bit for bit; another seed gives other shoppers in the same shop.
-        Items keep their numbers and have the ids 1..N, sold or not; session ids are 1..n_sessions. Raises `InputError`
-        for less than one session or a negative seed.
+        Items keep their numbers and have the ids 1..N, sold or not; session ids are 1..n_sessions; users, where there
+        are any, 0..users - 1, and their sessions do not overlap. Without taste persistence the sessions are those of
+        the shop without users. Raises `InputError` for less than one session, a negative seed, or too few users.
         """
         # Compiling takes seconds, so numba is loaded by those who need it.
-        from .shopper import empty_lanes, rates_of, simulate
+        from .shopper import empty_lanes, rates_of
+        from .visits import Visits, draw_visits, simulate
 
         _check_whole("n_sessions", n_sessions, 1)
         _check_whole("seed", seed, 0)
         rng = np.random.default_rng((self.seed, seed))
-        start = _arrivals(self.config, n_sessions, rng)
-        stream = rng.integers(2**64, size=n_sessions, dtype=np.uint64)
-
+        visits, regulars = draw_visits(self.config, self.catalogue, _arrivals(self.config, n_sessions, rng), rng)
         lanes, rates = empty_lanes(1, self.config.max_events), rates_of(self.config)
         size = min(_CHUNK, n_sessions) * self.config.max_events
         buffers = (np.empty(size, np.int32), np.empty(size, np.uint8), np.empty(size, np.int64))
@@ -54,7 +51,13 @@ class Shop:
         chunks = []
         for first in range(0, n_sessions, _CHUNK):
             part = slice(first, first + _CHUNK)
-            n_events = simulate(stream[part], start[part], lanes, self.catalogue, rates, buffers, length[part])
+            some = Visits(*(column[part] for column in visits))
+            n_events = simulate(some, regulars, lanes, self.catalogue, rates, buffers, length[part])
+            if n_events < 0:
+                raise InputError(
+                    f"Shop: a session starts while every shopper is in one, found {self.config.users} users for "
+                    f"{n_sessions} sessions; raise users or lower the number of sessions"
+                )
             chunks.append([column[:n_events].copy() for column in buffers])
         item, kind, time = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
         return SessionLog(
@@ -64,8 +67,17 @@ class Shop:
             offset=np.concatenate([[0], np.cumsum(length)]),
             session_id=np.arange(1, n_sessions + 1),
             item_id=np.arange(1, self.config.n_items + 1),
-            notes=(NOTE,),
+            user=visits.user if self.config.users else None,
+            notes=(self.note,),
         )
+
+    @property
+    def note(self) -> str:
+        """The caveat that every log of the shop carries."""
+        note, config = "simulated shoppers, not recorded ones", self.config
+        if config.users:
+            note += f"; {config.users:,} of them return, taste persistence {config.taste_persistence:g}"
+        return note
 
 
 def _arrivals(config: ShopConfig, n_sessions: int, rng: np.random.Generator) -> np.ndarray:

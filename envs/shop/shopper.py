@@ -332,35 +332,3 @@ def _remember(shoppers: Shoppers, lane: int, item: int) -> None:
     for j in range(position, last):
         seen[j], visits[j], bought[j] = seen[j + 1], visits[j + 1], bought[j + 1]
     seen[last], visits[last], bought[last] = item, n_visits, in_basket
-
-
-@njit(cache=True)
-def simulate(
-    stream: np.ndarray,
-    start: np.ndarray,
-    shoppers: Shoppers,
-    catalogue: Catalogue,
-    rates: Rates,
-    columns: tuple[np.ndarray, np.ndarray, np.ndarray],
-    length: np.ndarray,
-) -> int:
-    """Run S shoppers to their end, one after the other in lane 0, and return the number of their events E.
-
-    stream [S] uint64 and start [S] int64 say who comes and when; the columns item, kind and time, each with room for
-    S * max_events, and length [S] are written to.
-    """
-    item, kind, time = columns
-    event = 0
-    for session in range(len(stream)):
-        arrive(shoppers, 0, stream[session], start[session], catalogue, rates)
-        first, now = event, start[session]
-        while True:
-            next_item, next_kind, pause = step(shoppers, 0, catalogue, rates)
-            if next_item < 0:
-                break
-            if event > first:
-                now += max(1, int(pause * 1e3)) * 1_000_000
-            item[event], kind[event], time[event] = next_item, next_kind, now
-            event += 1
-        length[session] = event - first
-    return event
