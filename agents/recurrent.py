@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ Validate = Callable[["RecurrentAgent"], float]
 
 class RecurrentAgent:
     """Implements the `Recommender` protocol."""
+
+    config_class: ClassVar[type] = AgentConfig
 
     def __init__(self, config: AgentConfig, seed: int = 0, device: str = "cpu") -> None:
         self.config, self.seed, self.device = config, seed, torch.device(device)
@@ -128,10 +130,10 @@ class RecurrentAgent:
         (folder / "agent.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu") -> RecurrentAgent:
+    def load(cls, folder: Path, device: str = "cpu") -> Self:
         """The agent that `save` wrote."""
         content: dict[str, Any] = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
-        agent = cls(AgentConfig(**content["config"]), content["seed"], device)
+        agent = cls(cls.config_class(**content["config"]), content["seed"], device)
         agent.policy = agent.build(content["n_items"])
         agent.policy.load_state_dict(load_file(folder / "model.safetensors", device=str(agent.device)))
         return agent
