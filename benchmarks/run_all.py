@@ -13,7 +13,18 @@ from pathlib import Path
 from common import processor
 
 FOLDER = Path(__file__).parent
-BENCHMARKS = ("environment", "device", "sb3", "recsys15", "training", "evaluation", "session_knn", "shop")
+BENCHMARKS = (
+    "environment",
+    "device",
+    "sb3",
+    "recsys15",
+    "training",
+    "gru4rec",
+    "evaluation",
+    "session_knn",
+    "rnn",
+    "shop",
+)
 
 
 def machine() -> str:

@@ -73,7 +73,7 @@ def compare(
     check_options(models, n_seeds, jobs, device, ks, ties, against=against, references=references)
     if data.path is None:
         raise InputError("compare: the workers read the data from its folder, but it has none; use what `save` returns")
-    specs = parse_models([*models, *(REFERENCES if references else ())])
+    specs, left_out = _specs_for(data, models, references)
     device = check_device(device)
     plan = {
         "models": [spec.label for spec in specs],
@@ -93,7 +93,25 @@ def compare(
         spec.label: {seed: folders[Cell(spec, data.fingerprint(), seed).name] for seed in range(n_seeds)}
         for spec in specs
     }
-    return _write(out, plan, data, by_model, ks, ties, against)
+    return _write(out, plan, data, by_model, ks, ties, against, left_out)
+
+
+def _specs_for(data: PreparedData, models: list[str], references: bool) -> tuple[list[ModelSpec], list[str]]:
+    """The models that can be compared on `data`, and those of "all" that cannot.
+
+    Raises `InputError` where one that was named cannot.
+    """
+    specs = parse_models([*models, *(REFERENCES if references else ())])
+    if data.train.user is not None:
+        return specs, []
+    anonymous = [spec for spec in specs if spec.needs_users]
+    for spec in anonymous:
+        if spec.label in models:
+            raise InputError(
+                f"{spec.label}: reads what a user did before, and {data.path} has no users; "
+                "leave it out or prepare a log with users"
+            )
+    return [spec for spec in specs if spec not in anonymous], [spec.label for spec in anonymous]
 
 
 def check_options(
@@ -119,7 +137,7 @@ def check_options(
         raise InputError(f"--ties: expected expected, optimistic or pessimistic, found {ties!r}")
     check_ks(ks)
     check_device(device)
-    labels = list(dict.fromkeys([*models, *(REFERENCES if references else ())]))
+    labels = [spec.label for spec in parse_models([*models, *(REFERENCES if references else ())])]
     if against is not None and (against not in labels or len(labels) == 1):
         raise InputError(
             f"--against: expected one of several models of this comparison ({', '.join(labels)}), found {against!r}; "
@@ -260,6 +278,7 @@ def _write(
     ks: tuple[int, ...],
     ties: str,
     against: str | None,
+    left_out: list[str],
 ) -> Comparison:
     import pandas as pd
 
@@ -270,6 +289,8 @@ def _write(
     notes = list(data.notes)
     if plan["seeds"] < 5:
         notes.append(f"{plan['seeds']} seed(s): a published table needs at least 5.")
+    if left_out:
+        notes.append(f"Left out, because the log has no users: {', '.join(left_out)}.")
     events = {model: {seed: read_events(f) for seed, f in by_seed.items()} for model, by_seed in folders.items()}
     long, training = long_table(events, ks, ties), training_table(folders)
     differences = pd.DataFrame() if against is None else paired_differences(events, against, headline_k(long), ties)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from ..agents.config import PRESETS, AgentConfig
 from ..agents.sb3_config import SB3_PRESETS, SB3Config, check_installed
+from ..agents.sqn_config import SQN_PRESETS, SQNConfig
 from ..baselines.config import (
     CO_OCCURRENCE,
     SKNN,
@@ -22,6 +23,9 @@ from ..baselines.config import (
     SessionKNNConfig,
     SPopConfig,
 )
+from ..baselines.gru4rec_config import GRU4REC_PRESETS, GRU4RecConfig
+from ..baselines.rnn_config import RNN_PRESETS, IIRNNConfig, RNNConfig
+from ..baselines.sasrec_config import SASREC_PRESETS, SASRecConfig
 from ..errors import InputError
 from ..nn.schedule import Schedule, ValidateBy
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 Config = (
     AgentConfig
+    | SQNConfig
     | SB3Config
     | Schedule
     | MostPopularConfig
@@ -46,7 +51,11 @@ _CONFIGS: dict[str, dict[str, Config]] = {
     "item-knn": {"practical": ItemKNNConfig(), "paper": CO_OCCURRENCE},
     "session-knn": {"practical": SessionKNNConfig(), "paper": SKNN},
     "bpr": {"practical": BPRConfig()},
+    "gru4rec": dict(GRU4REC_PRESETS),
+    **RNN_PRESETS,
+    "sasrec": SASREC_PRESETS,
     **{name: {preset: PRESETS[preset][name] for preset in PRESETS} for name in PRESETS["practical"]},
+    "sqn": SQN_PRESETS,
     **{name: {preset: SB3_PRESETS[preset][name] for preset in SB3_PRESETS} for name in SB3_PRESETS["practical"]},
 }
 
@@ -54,6 +63,9 @@ MODEL_NAMES = tuple(_CONFIGS)
 
 REFERENCES = ("most-recent", "most-recent:bought=last", "s-pop", "session-knn", "lstm", "lstm-purchase")
 """What every comparison carries: shortcuts that are hard to beat, and the controls without reward or imagination."""
+
+ALL = "all"
+"""Stands for every model, each in its practical preset."""
 
 DEFAULT_MODELS = ("most-popular", *REFERENCES, "a3c-f", "a3c-p", "irn-p")
 
@@ -74,13 +86,23 @@ class ModelSpec:
     @property
     def trained(self) -> bool:
         """Whether seeds matter and training takes a while."""
-        return isinstance(self.config, (AgentConfig, SB3Config, Schedule))
+        return isinstance(self.config, (AgentConfig, SQNConfig, SB3Config, Schedule))
+
+    @property
+    def needs_users(self) -> bool:
+        """Whether it can be trained only on a log that says who each shopper is."""
+        match self.config:
+            case IIRNNConfig():
+                return True
+            case BPRConfig():
+                return self.config.users == "known"
+        return False
 
     @property
     def validate_by(self) -> ValidateBy:
         """What its training chooses an epoch by."""
         match self.config:
-            case AgentConfig():
+            case AgentConfig() | SQNConfig():
                 return self.config.validation
             case Schedule():
                 return self.config.validate_by
@@ -93,6 +115,10 @@ class ModelSpec:
                 from ..agents.recurrent import RecurrentAgent
 
                 return RecurrentAgent(self.config, seed, device)
+            case SQNConfig():
+                from ..agents.sqn import SQNAgent
+
+                return SQNAgent(self.config, seed, device)
             case SB3Config():
                 from ..agents.sb3_agent import SB3Agent
 
@@ -117,6 +143,23 @@ class ModelSpec:
                 from ..baselines.item_knn import ItemKNN
 
                 return ItemKNN(self.config)
+            case GRU4RecConfig():
+                from ..baselines.gru4rec import GRU4Rec
+
+                return GRU4Rec(self.config, seed, device)
+            # A subclass of the next one.
+            case IIRNNConfig():
+                from ..baselines.ii_rnn import IIRNN
+
+                return IIRNN(self.config, seed, device)
+            case RNNConfig():
+                from ..baselines.rnn import RNN
+
+                return RNN(self.config, seed, device)
+            case SASRecConfig():
+                from ..baselines.sasrec import SASRec
+
+                return SASRec(self.config, seed, device)
             case BPRConfig():
                 from ..baselines.bpr import BPR
 
@@ -153,10 +196,22 @@ def parse_model(text: str) -> ModelSpec:
 
 
 def parse_models(texts: list[str] | tuple[str, ...]) -> list[ModelSpec]:
-    """Several models in the order given, each once."""
+    """Several models in the order given, each once; ``all`` are those whose packages are installed."""
     if not texts:
         raise InputError(f"no models given; known models: {', '.join(MODEL_NAMES)}")
-    return [parse_model(text) for text in dict.fromkeys(texts)]
+    expanded = [name for text in texts for name in (_installed() if text == ALL else [text])]
+    return [parse_model(text) for text in dict.fromkeys(expanded)]
+
+
+def _installed() -> list[str]:
+    names = []
+    for name in MODEL_NAMES:
+        try:
+            names.append(parse_model(name).label)
+        except InputError:
+            # An optional package is missing.
+            continue
+    return names
 
 
 def _convert(value: str, hint: Any, where: str) -> Any:
