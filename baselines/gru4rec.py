@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from ..envs.log import SessionBatch, SessionLog
 from ..errors import InputError
 from ..nn.adagrad import TableAdagrad
+from ..nn.layers import dropped
 from ..nn.losses import weighted_negative_log_likelihood
 from ..nn.optimizer import TableAdam
 from ..nn.sampled_losses import bpr_max, log_expected_counts, sampled_cross_entropy
@@ -288,15 +289,8 @@ class GRU4RecTrainer(MinibatchTrainer):
         return sampled_cross_entropy(hidden, weight, bias), hidden
 
     def _advance(self, rows: Tensor, state: Tensor) -> Tensor:
-        hidden = self.network.step(self._dropped(rows, self.config.embedding_dropout), state)
-        return self._dropped(hidden, self.config.hidden_dropout)
-
-    def _dropped(self, x: Tensor, share: float) -> Tensor:
-        if share == 0:
-            return x
-        # F.dropout draws from the global generator, which would tie the result to everything else in the process.
-        kept = torch.rand(x.shape, generator=self.generator, device=x.device) >= share
-        return x * kept.to(x.dtype).div_(1 - share)
+        hidden = self.network.step(dropped(rows, self.config.embedding_dropout, self.generator), state)
+        return dropped(hidden, self.config.hidden_dropout, self.generator)
 
     def _catch_up(self, table: str, items: Tensor) -> None:
         if isinstance(self.optimizer, TableAdam) and self.sparse:

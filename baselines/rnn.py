@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..envs.log import SessionBatch, SessionLog
 from ..errors import InputError
 from ..nn.gru import pack, run_gru, seeded_gru
+from ..nn.layers import dropped, xavier
 from ..nn.losses import weighted_negative_log_likelihood
 from ..nn.optimizer import TableAdam
 from ..nn.training import MinibatchTrainer
@@ -29,7 +30,7 @@ class IntraSessionGRU(nn.Module):
         super().__init__()
         self.embedding = nn.Parameter(nn.init.uniform_(torch.empty(n_items, units), -1, 1, generator=generator))
         self.intra = seeded_gru(units, generator)
-        self.output_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(n_items, units), generator=generator))
+        self.output_weight = xavier(generator, n_items, units)
         self.output_bias = nn.Parameter(torch.zeros(n_items))
 
 
@@ -121,10 +122,7 @@ class RNNTrainer(MinibatchTrainer):
         loss [], and R. Without events nothing is stepped."""
         if len(events) == 0:
             return self.loss.new_zeros(()), 0
-        if self.config.dropout > 0:
-            keep = 1 - self.config.dropout
-            kept = torch.rand(states.shape, generator=self.generator, device=self.device) < keep
-            states = states * kept.to(states.dtype).div_(keep)
+        states = dropped(states, self.config.dropout, self.generator)
         self.adam.zero_grad()
         features = states.detach().requires_grad_()
         losses = [

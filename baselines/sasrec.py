@@ -15,6 +15,7 @@ from torch.nn.functional import embedding, linear, scaled_dot_product_attention,
 
 from ..envs.log import SessionBatch, SessionLog
 from ..errors import InputError
+from ..nn.layers import dropped, xavier
 from ..nn.losses import weighted_negative_log_likelihood
 from ..nn.optimizer import TableAdam
 from ..nn.policy import N_KINDS
@@ -87,18 +88,18 @@ class Block(nn.Module):
         self.config, units = config, config.hidden_units
         self.attention_norm, self.feedforward_norm = nn.LayerNorm(units), nn.LayerNorm(units)
         self.queries, self.keys, self.values, self.inner, self.outer = (
-            _xavier(generator, units, units) for _ in range(5)
+            xavier(generator, units, units) for _ in range(5)
         )
         # For one head it would be a second factor of the values.
-        self.mix = _xavier(generator, units, units) if config.heads > 1 else None
+        self.mix = xavier(generator, units, units) if config.heads > 1 else None
         self.inner_bias, self.outer_bias = (nn.Parameter(torch.zeros(units)) for _ in range(2))
 
     def forward(self, x: Tensor, packed: Packed, generator: torch.Generator | None) -> Tensor:
         """[R, D] from [R, D]; a generator switches dropout on."""
-        x = x + _dropped(self._attention(self.attention_norm(x), packed), self.config.dropout, generator)
+        x = x + dropped(self._attention(self.attention_norm(x), packed), self.config.dropout, generator)
         inner = linear(self.feedforward_norm(x), self.inner, self.inner_bias).relu()
-        inner = _dropped(inner, self.config.dropout, generator)
-        return x + _dropped(linear(inner, self.outer, self.outer_bias), self.config.dropout, generator)
+        inner = dropped(inner, self.config.dropout, generator)
+        return x + dropped(linear(inner, self.outer, self.outer_bias), self.config.dropout, generator)
 
     def _attention(self, x: Tensor, packed: Packed) -> Tensor:
         # Only attention sees the padding, which lies behind every real place and is never looked at.
@@ -122,9 +123,9 @@ class SASRecNetwork(nn.Module):
     def __init__(self, n_items: int, config: SASRecConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.config, units = config, config.hidden_units
-        self.item_table = _xavier(generator, n_items, units)
-        self.position_table = _xavier(generator, config.max_length, units)
-        self.kind_table = _xavier(generator, N_KINDS, units) if config.kinds else None
+        self.item_table = xavier(generator, n_items, units)
+        self.position_table = xavier(generator, config.max_length, units)
+        self.kind_table = xavier(generator, N_KINDS, units) if config.kinds else None
         self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.blocks))
         self.output_norm = nn.LayerNorm(units)
         self.bias = nn.Parameter(torch.zeros(n_items), requires_grad=config.bias)
@@ -138,7 +139,7 @@ class SASRecNetwork(nn.Module):
         x = x + embedding(packed.position, self.position_table)
         if self.kind_table is not None:
             x = x + embedding(packed.kind, self.kind_table)
-        x = _dropped(x, self.config.dropout, generator)
+        x = dropped(x, self.config.dropout, generator)
         for block in self.blocks:
             x = block(x, packed, generator)
         return self.output_norm(x)
@@ -304,15 +305,3 @@ class SASRec(NeuralBaseline[SASRecConfig, SASRecNetwork]):
             hidden = self.network(pack(batch, some, self.device))
             encoded.append(hidden[self.config.max_length - 1 :: self.config.max_length] if newest_only else hidden)
         return torch.cat(encoded)
-
-
-def _dropped(x: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
-    """`x` with a share of its entries zeroed by the generator and the others made up for it."""
-    if generator is None or share == 0:
-        return x
-    # F.dropout draws from the global generator, which would tie the result to everything else in the process.
-    return x * (torch.rand(x.shape, generator=generator, device=x.device) >= share).to(x.dtype).div_(1 - share)
-
-
-def _xavier(generator: torch.Generator, *shape: int) -> nn.Parameter:
-    return nn.Parameter(nn.init.xavier_uniform_(torch.empty(*shape), generator=generator))

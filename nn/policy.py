@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..envs.replay_options import NO_KIND
 from .copying import Bonus, CopyHead, window_stream
+from .layers import dropped, xavier
 from .recurrent import lstm_step, lstm_unroll
 
 N_KINDS = 2
@@ -69,8 +70,8 @@ class OutputLayer(nn.Module):
         dim = config.embedding_dim if config.tied else None
         # Heads on one tied table need a projection each, or they would be one.
         own = dim is not None and (dim != hidden or config.supervised)
-        self.projection = _xavier(generator, dim, hidden) if own and dim is not None else None
-        self.table = None if config.tied else _xavier(generator, n_items, hidden)
+        self.projection = xavier(generator, dim, hidden) if own and dim is not None else None
+        self.table = None if config.tied else xavier(generator, n_items, hidden)
         self.bias = nn.Parameter(torch.zeros(n_items))
         self.copy_head = CopyHead(hidden, config.copy_window, config.kinds) if config.copy_window else None
 
@@ -92,13 +93,13 @@ class RecurrentPolicy(nn.Module):
         super().__init__()
         self.n_items, self.config = n_items, config
         hidden, dim = config.hidden_units, config.embedding_dim
-        self.item_table = _xavier(generator, n_items, 4 * hidden if dim is None else dim)
-        self.w_ih = None if dim is None else _xavier(generator, 4 * hidden, dim)
-        self.w_hh = _xavier(generator, 4 * hidden, hidden)
+        self.item_table = xavier(generator, n_items, 4 * hidden if dim is None else dim)
+        self.w_ih = None if dim is None else xavier(generator, 4 * hidden, dim)
+        self.w_hh = xavier(generator, 4 * hidden, hidden)
         self.gate_bias = nn.Parameter(torch.zeros(4 * hidden))
-        self.kind_table = _xavier(generator, N_KINDS, 4 * hidden) if config.kinds else None
+        self.kind_table = xavier(generator, N_KINDS, 4 * hidden) if config.kinds else None
         self.head = OutputLayer(n_items, config, generator)
-        self.value_weight = _xavier(generator, 1, hidden)
+        self.value_weight = xavier(generator, 1, hidden)
         self.value_bias = nn.Parameter(torch.zeros(1))
         self.supervised_head = OutputLayer(n_items, config, generator) if config.supervised else None
         self.before_lookup: Callable[[Tensor], None] | None = None
@@ -199,12 +200,4 @@ class RecurrentPolicy(nn.Module):
 
     def dropped(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """`x` with dropout drawn from the generator, or as it is without one."""
-        if generator is None or self.config.dropout == 0:
-            return x
-        keep = 1 - self.config.dropout
-        # F.dropout draws from the global generator, which would tie the result to everything else in the process.
-        return x * (torch.rand(x.shape, generator=generator, device=x.device) < keep).to(x.dtype).div_(keep)
-
-
-def _xavier(generator: torch.Generator, *shape: int) -> nn.Parameter:
-    return nn.Parameter(nn.init.xavier_uniform_(torch.empty(*shape), generator=generator))
+        return dropped(x, self.config.dropout, generator)

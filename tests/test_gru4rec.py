@@ -258,10 +258,6 @@ def test_dropout_acts_in_training_and_not_in_scoring(log):
     # 800 draws.
     assert dropped == pytest.approx(0.4, abs=5 * (0.24 / 800) ** 0.5)
     assert not model._states(log.batch()).eq(0).any()
-    rows = torch.ones(4, 300)
-    kept = trainer._dropped(rows, 0.25)
-    assert kept.unique().tolist() == pytest.approx([0, 4 / 3])
-    assert trainer._dropped(rows, 0.0) is rows
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
