@@ -28,7 +28,7 @@ from .envs.sources.options import (
     TaobaoFormat,
 )
 from .errors import InputError
-from .evaluate.models import DEFAULT_MODELS
+from .evaluate.models import DEFAULT_MODELS, changed
 
 _SHOP_SESSIONS, _SHOP_ITEMS = 4_000, 1_000
 
@@ -218,6 +218,8 @@ class MakeShop:
     """Shoppers who return; 0: every session is a stranger's."""
     taste_persistence: float = 0.0
     """Chance that a returning shopper looks for the same as before."""
+    knobs: str = ""
+    """FIELD=VALUE,...: any other field of `ShopConfig`, for example drift=0,wander=0.5."""
     options: PrepareOptions = SHOP_OPTIONS
     overwrite: bool = False
     """Replace the folder if it exists."""
@@ -474,17 +476,13 @@ def _prepare(source: RecSys15 | Taobao | Rees46 | Table | ChoiceSets | LastFM | 
 
 def _make_shop(command: MakeShop) -> None:
     from .envs.folders import check_new_folder
+    from .envs.shop.config import ShopConfig
     from .envs.shop.prepare import prepare_shop
 
     check_new_folder(command.out, command.overwrite)
-    data = prepare_shop(
-        command.sessions,
-        command.items,
-        command.options,
-        _say,
-        users=command.users,
-        taste_persistence=command.taste_persistence,
-    )
+    named = ShopConfig(n_items=command.items, users=command.users, taste_persistence=command.taste_persistence)
+    config = changed(named, command.knobs, f"--knobs {command.knobs}", "the shop")
+    data = prepare_shop(command.sessions, config, command.options, _say)
     data.save(command.out, command.overwrite)
 
 

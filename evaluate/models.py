@@ -8,7 +8,7 @@ from __future__ import annotations
 import types
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..agents.config import PRESETS, AgentConfig
 from ..agents.sb3_config import SB3_PRESETS, SB3Config, check_installed
@@ -30,6 +30,8 @@ from ..errors import InputError
 from ..nn.schedule import Schedule, ValidateBy
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from .protocol import Recommender
 
 Config = (
@@ -43,6 +45,8 @@ Config = (
     | SessionKNNConfig
     | ItemKNNConfig
 )
+
+AnyConfig = TypeVar("AnyConfig", bound="DataclassInstance")
 
 _CONFIGS: dict[str, dict[str, Config]] = {
     "most-popular": {"practical": MostPopularConfig()},
@@ -182,17 +186,26 @@ def parse_model(text: str) -> ModelSpec:
     if (preset or "practical") not in presets:
         raise InputError(f"model {text!r}: unknown preset {preset!r}; {name} has {', '.join(presets)}")
     config = presets[preset or "practical"]
+    config = changed(config, overrides, f"model {text!r}", name)
+    if isinstance(config, SB3Config):
+        check_installed(config)
+    return ModelSpec(text, config)
+
+
+def changed(config: AnyConfig, overrides: str, where: str, what: str) -> AnyConfig:
+    """A dataclass with the fields of ``field=value,...`` changed, each value read as its field's type says.
+
+    Raises `InputError`, beginning with `where`, for an unknown field of `what` or a value of another type.
+    """
     hints = get_type_hints(type(config))
     changes = {}
     for part in filter(None, overrides.split(",")):
         field, equals, value = part.partition("=")
         if field not in hints or not equals:
             known = ", ".join(f.name for f in fields(config)) or "no fields"
-            raise InputError(f"model {text!r}: expected field=value, found {part!r}; {name} has {known}")
-        changes[field] = _convert(value, hints[field], f"model {text!r}: {field}")
-    if isinstance(config, SB3Config):
-        check_installed(config)
-    return ModelSpec(text, replace(config, **changes))
+            raise InputError(f"{where}: expected field=value, found {part!r}; {what} has {known}")
+        changes[field] = _convert(value, hints[field], f"{where}: {field}")
+    return replace(config, **changes)
 
 
 def parse_models(texts: list[str] | tuple[str, ...]) -> list[ModelSpec]:

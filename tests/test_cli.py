@@ -234,6 +234,15 @@ def test_info_tells_the_kinds_of_folder_apart(command, shop, tmp_path):
     assert "session log" in command("info", shop / "train")[1]
 
 
+def test_a_shop_is_made_with_any_knob_and_says_which(command, refused, tmp_path):
+    shop = ("shop", "--sessions", "600", "--items", "40")
+    assert command(*shop, "--knobs", "drift=0,items_per_cluster=4", "--out", tmp_path / "shop")[0] == 0
+    knobs = json.loads((tmp_path / "shop" / "manifest.json").read_text())["source"]["shop"]
+    assert (knobs["n_items"], knobs["drift"], knobs["items_per_cluster"]) == (40, 0, 4)
+    assert "expected field=value, found 'drft=0'" in refused(*shop, "--knobs", "drft=0", "--out", tmp_path / "other")
+    assert "drift must be a number from 0 to 1" in refused(*shop, "--knobs", "drift=2", "--out", tmp_path / "other")
+
+
 def test_info_of_a_foreign_folder_is_an_error(refused, tmp_path):
     assert "manifest.json: not readable as a manifest" in refused("info", tmp_path)
     assert "manifest.json: not readable as a manifest" in refused("info", tmp_path / "absent")

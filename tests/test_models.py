@@ -17,7 +17,17 @@ from sessiongym.evaluate.models import DEFAULT_MODELS, MODEL_NAMES, REFERENCES, 
 from sessiongym.evaluate.protocol import Recommender
 from sessiongym.evaluate.runs import Cell
 
-WITH_PAPER = ("item-knn", "session-knn", "gru4rec", "rnn", "ii-rnn-ap", "ii-rnn-lhs", "sasrec", "sqn", *PRESETS["paper"])
+WITH_PAPER = (
+    "item-knn",
+    "session-knn",
+    "gru4rec",
+    "rnn",
+    "ii-rnn-ap",
+    "ii-rnn-lhs",
+    "sasrec",
+    "sqn",
+    *PRESETS["paper"],
+)
 SB3_NAMES = tuple(SB3_PRESETS["practical"])
 if find_spec("sb3_contrib") is None:
     # The extra `contrib` is not installed; test_sb3.py says so where it skips.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from sessiongym.envs.log import PURCHASE
+from sessiongym.envs.shop.config import ShopConfig
 from sessiongym.envs.shop.prepare import prepare_shop
 from sessiongym.envs.sources.options import SHOP_OPTIONS
 
@@ -17,7 +18,7 @@ def collected(tmp_path_factory):
     """The names that the recipe leaves behind."""
     pytest.importorskip("torchrl", reason="torchrl is not installed; pip install torchrl runs the recipe")
     folder = tmp_path_factory.mktemp("torchrl")
-    prepare_shop(300, 60, SHOP_OPTIONS, lambda line: None).save(folder / "shop")
+    prepare_shop(300, ShopConfig(n_items=60), SHOP_OPTIONS, lambda line: None).save(folder / "shop")
     (block,) = re.findall(r"^```python\n(.*?)^```$", RECIPE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     (folder / "recipe.py").write_text(block, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:

@@ -14,21 +14,14 @@ from .shop import Shop
 
 
 def prepare_shop(
-    n_sessions: int,
-    n_items: int,
-    options: PrepareOptions,
-    progress: Progress = silent,
-    *,
-    users: int = 0,
-    taste_persistence: float = 0.0,
+    n_sessions: int, config: ShopConfig, options: PrepareOptions, progress: Progress = silent
 ) -> PreparedData:
-    """Simulate `n_sessions` sessions in a shop of `n_items` items and prepare them; all draws come from `options.seed`.
+    """Simulate `n_sessions` sessions in a shop and prepare them; all draws come from `options.seed`.
 
-    `users` and `taste_persistence` are those of `ShopConfig`. Raises `InputError` for values outside their range,
-    fewer users than the sessions need, or options that leave a split empty.
+    Raises `InputError` for less than one session, fewer users than the sessions need, or options that leave a split
+    empty.
     """
     options.check()
-    config = ShopConfig(n_items=n_items, users=users, taste_persistence=taste_persistence)
     log = Shop(config, options.seed).log(n_sessions, options.seed)
     progress(f"simulated {log.n_sessions:,} sessions, {log.n_events:,} events")
     events = EventColumns(
@@ -40,5 +33,11 @@ def prepare_shop(
         item_id=np.asarray(log.item_id),
         user=log.user,
     )
-    source = {"name": "shop", "sessions": n_sessions, "items": n_items, "seed": options.seed, "shop": asdict(config)}
+    source = {
+        "name": "shop",
+        "sessions": n_sessions,
+        "items": config.n_items,
+        "seed": options.seed,
+        "shop": asdict(config),
+    }
     return build(events, options, source=source, notes=log.notes, progress=progress)
