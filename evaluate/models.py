@@ -6,6 +6,7 @@ Imports only configurations, so that the command line can check names before any
 from __future__ import annotations
 
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -48,14 +49,14 @@ Config = (
 
 AnyConfig = TypeVar("AnyConfig", bound="DataclassInstance")
 
-_CONFIGS: dict[str, dict[str, Config]] = {
+_CONFIGS: dict[str, Mapping[str, Config]] = {
     "most-popular": {"practical": MostPopularConfig()},
     "most-recent": {"practical": MostRecentConfig()},
     "s-pop": {"practical": SPopConfig()},
     "item-knn": {"practical": ItemKNNConfig(), "paper": CO_OCCURRENCE},
     "session-knn": {"practical": SessionKNNConfig(), "paper": SKNN},
     "bpr": {"practical": BPRConfig()},
-    "gru4rec": dict(GRU4REC_PRESETS),
+    "gru4rec": GRU4REC_PRESETS,
     **RNN_PRESETS,
     "sasrec": SASREC_PRESETS,
     **{name: {preset: PRESETS[preset][name] for preset in PRESETS} for name in PRESETS["practical"]},

@@ -1,5 +1,8 @@
 """II-RNN: which earlier sessions are read, in what order users are trained on, and what their histories do."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 from dataclasses import replace
 
 import numpy as np

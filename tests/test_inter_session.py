@@ -1,5 +1,7 @@
 """What earlier sessions are worth: the figures of II-RNN's comparison, their intervals, and the page that shows how."""
 
+# pyright: reportArgumentType=false, reportOptionalSubscript=false
+
 import json
 import re
 import shutil

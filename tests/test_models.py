@@ -2,7 +2,7 @@
 
 # pyright: reportAttributeAccessIssue=false
 
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from inspect import signature
 from typing import get_args, get_origin, get_type_hints

@@ -1,5 +1,7 @@
 """The intra-session RNN, its packed GRU, and what both RNNs share: training, resuming, saving."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 import numpy as np
 import pandas as pd
 import pytest

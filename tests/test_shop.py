@@ -1,5 +1,8 @@
 """The simulated shop: its shape, its determinism, and that there is something in it to learn."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOptionalMemberAccess=false
+# pyright: reportOptionalSubscript=false
+
 from __future__ import annotations
 
 import numpy as np
