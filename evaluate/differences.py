@@ -31,7 +31,7 @@ DIFFERENCE_SLICES = {
 }
 """The slices compared, and their headings."""
 
-_FEWEST_SESSIONS = 6
+FEWEST_SESSIONS = 6
 """Of fewer sessions that differ, all in one direction, a sign test has p > 0.05 (2 / 2^5); a bootstrap of them may have
 an interval without 0 all the same."""
 
@@ -78,7 +78,7 @@ def paired_differences(
         low, high = percentile_interval(draws)
         all_low, all_high = simultaneous_interval(draws)
         # Sums of fractions may miss 0 by their last bits.
-        enough = (np.abs(sums[:, i, :-1]) > 1e-9).sum(axis=0) >= _FEWEST_SESSIONS
+        enough = (np.abs(sums[:, i, :-1]) > 1e-9).sum(axis=0) >= FEWEST_SESSIONS
         part = pd.DataFrame({"model": models, "against": against, "slice": name, "metric": "recall", "k": k})
         part["points"] = ratio(total[:-1], total[-1:])
         part["low"], part["high"], part["all_low"], part["all_high"] = low, high, all_low, all_high
@@ -177,6 +177,6 @@ def _explanation(differences: pd.DataFrame, ties: str, mark: str) -> str:
     return (
         f"In percentage points, mean over seeds; ties: {ties}; ± half the paired 95 % interval over sessions of this "
         f"difference alone. Marked ({mark}): the 95 % interval that holds for {whom} at once (sup-t band, Montiel Olea "
-        f"and Plagborg-Møller, 2019) excludes 0, and at least {_FEWEST_SESSIONS} sessions differ. Columns are not "
+        f"and Plagborg-Møller, 2019) excludes 0, and at least {FEWEST_SESSIONS} sessions differ. Columns are not "
         "corrected for one another. Intervals hold for the seeds at hand."
     )

@@ -19,7 +19,7 @@ from ..envs.folders import read_manifest
 from ..envs.log import PreparedData
 from ..errors import InputError
 from .compare import COMPARISON_FORMAT
-from .differences import _FEWEST_SESSIONS, simultaneous_interval
+from .differences import FEWEST_SESSIONS, simultaneous_interval
 from .metrics import metric_at
 from .runs import EVENTS, check_ks
 from .statistics import bootstrap_sums, percentile_interval, ratio, session_sums
@@ -159,7 +159,7 @@ def ii_rnn_markdown(table: pd.DataFrame, notes: Sequence[str] = ()) -> str:
     footer = [
         f"In %, mean over {seeds} seed{'' if seeds == '1' else 's'}, over {n_events:,} events of {n_drawn:,} {drawn}s; "
         f"in brackets relative to {against}; ties: {ties}. Bold: the 95 % interval of the difference, paired over "
-        f"{drawn}s, that holds for all models of the column at once excludes 0, and at least {_FEWEST_SESSIONS} "
+        f"{drawn}s, that holds for all models of the column at once excludes 0, and at least {FEWEST_SESSIONS} "
         f"{drawn}s differ. Intervals hold for the seeds at hand.",
         *(f"Note: {note}" for note in notes),
     ]
@@ -291,6 +291,6 @@ def _figures(
     # Sums of fractions may miss 0 by their last bits.
     differing = np.stack([(np.abs(s - sums[base]) > 1e-9).sum(axis=0) for s in sums])
     excludes_zero = (together[0] > 0) | (together[1] < 0)
-    rows["differs"] = (excludes_zero & (differing >= _FEWEST_SESSIONS)).ravel()
+    rows["differs"] = (excludes_zero & (differing >= FEWEST_SESSIONS)).ravel()
     rows["events"] = np.broadcast_to(counts.sum(axis=0).astype(np.int64), shape).ravel()
     return rows.assign(n_drawn=len(counts))
