@@ -83,6 +83,7 @@ def test_the_agent_learns_and_is_scored_as_printed(route):
     assert explored(result["events"]["mine"][0]) > explored(rank_events(popular, data.test))
 
 
+@pytest.mark.slow
 def test_the_agent_of_stable_baselines3_learns_and_is_scored_as_printed(route):
     result, printed = route(1)
     assert "dqn" in printed and "simulated" in printed
