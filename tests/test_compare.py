@@ -16,6 +16,7 @@ import pytest
 from sessiongym.cli import main
 from sessiongym.envs.log import PreparedData
 from sessiongym.errors import InputError
+from sessiongym.evaluate import models
 from sessiongym.evaluate.compare import compare
 from sessiongym.evaluate.events import SLICES
 from sessiongym.evaluate.metrics import METRICS
@@ -264,6 +265,21 @@ def test_an_empty_slice_is_blank_and_choice_sets_keep_their_caveats(tmp_path, ca
         assert "Note: The file gives no order: the order within a session is imposed (seed 0)" in text
         assert "Note: The split is random (seed 0), not by time." in text
         assert "repeat an earlier line; identical sessions are NOT kept together by the split." in text
+
+
+def test_all_models_are_those_that_the_log_has_users_for_and_the_table_says_who_is_left_out(
+    shop, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(models, "MODEL_NAMES", ("most-recent", "s-pop", "ii-rnn-ap"))
+    plan = ("--models", "all", "--no-references", "--jobs", "1")
+    assert _call(capsys, "--data", shop, "--out", tmp_path / "all", *plan)[0] == 0
+    assert set(read_table(tmp_path / "all" / "table.csv")["model"]) == {"most-recent", "s-pop"}
+    assert "Left out, because the log has no users: ii-rnn-ap." in (tmp_path / "all" / "table.md").read_text()
+    code, _, error = _call(
+        capsys, "--data", shop, "--out", tmp_path / "named", "--models", "ii-rnn-ap", "--no-references"
+    )
+    assert code == 2 and "ii-rnn-ap: reads what a user did before, and" in error and "has no users" in error
+    assert not (tmp_path / "named").exists()
 
 
 def test_data_that_is_in_no_folder_is_refused(shop, tmp_path):
