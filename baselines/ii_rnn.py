@@ -132,6 +132,9 @@ class IIRNNTrainer(RNNTrainer):
     same pass reads it; the weights have moved on by then (`IIRNNConfig.recompute` is the alternative).
     """
 
+    config: IIRNNConfig
+    network: InterSessionGRU
+
     def __init__(self, config: IIRNNConfig, network: InterSessionGRU, train: SessionLog, seed: int) -> None:
         if train.user is None:
             raise InputError(
@@ -139,7 +142,6 @@ class IIRNNTrainer(RNNTrainer):
                 "users, or train rnn"
             )
         super().__init__(config, network, train, seed)
-        self.inter_config, self.network = config, network
         self.window = earlier_sessions(train, config.sessions_read)
         if not self.window.count.any():
             raise InputError(
@@ -165,7 +167,7 @@ class IIRNNTrainer(RNNTrainer):
 
     def update(self, number: int) -> tuple[Tensor, int]:
         """As `MinibatchTrainer` says."""
-        sessions, config = self.batches[number], self.inter_config
+        sessions, config = self.batches[number], self.config
         read = Window(self.log.offset, self.window.session[sessions], self.window.count[sessions])
         if config.recompute:
             initial = self.network.start_anew(self.embed, read, config.representation)

@@ -77,6 +77,9 @@ class RNN(NeuralBaseline[RNNConfig, IntraSessionGRU]):
 class RNNTrainer(MinibatchTrainer):
     """Each epoch walks all sessions of two or more events in a random order."""
 
+    network: IntraSessionGRU
+    optimizer: TableAdam
+
     def __init__(self, config: RNNConfig, network: IntraSessionGRU, train: SessionLog, seed: int) -> None:
         # Nothing but whole rows of the embedding is read; a GPU steps all rows faster than some.
         self.by_rows = network.embedding.device.type == "cpu"
@@ -89,7 +92,7 @@ class RNNTrainer(MinibatchTrainer):
                 f"rnn: none of the {train.n_sessions} training sessions has two events, so nothing can be predicted; "
                 "give a log with longer sessions"
             )
-        self.config, self.gru, self.adam, self.seed = config, network, optimizer, seed
+        self.config, self.seed = config, seed
         self.log, self.length = train, train.length
         self.sessions = np.flatnonzero(self.length > 1)
         self.n_updates = -(-len(self.sessions) // config.batch_size)
@@ -103,15 +106,15 @@ class RNNTrainer(MinibatchTrainer):
         """As `MinibatchTrainer` says."""
         sessions = self.batches[number]
         packing = pack(self.log.offset[sessions], self.length[sessions] - 1)
-        states, _ = run_gru(self.gru.intra, self.embed(packing.event), packing)
+        states, _ = run_gru(self.network.intra, self.embed(packing.event), packing)
         return self.learn(states, packing.event + 1)
 
     def embed(self, events: np.ndarray) -> Tensor:
         """[C, H] of the items of the events [C]."""
         items = self.items(events)
         if self.by_rows:
-            self.adam.catch_up("embedding", items)
-        return nn.functional.embedding(items, self.gru.embedding, sparse=self.by_rows)
+            self.optimizer.catch_up("embedding", items)
+        return nn.functional.embedding(items, self.network.embedding, sparse=self.by_rows)
 
     def items(self, events: np.ndarray) -> Tensor:
         """[C] int64 on the device."""
@@ -123,20 +126,20 @@ class RNNTrainer(MinibatchTrainer):
         if len(events) == 0:
             return self.loss.new_zeros(()), 0
         states = dropped(states, self.config.dropout, self.generator)
-        self.adam.zero_grad()
+        self.optimizer.zero_grad()
         features = states.detach().requires_grad_()
         losses = [
             self.cross_entropy(features[at : at + ROWS], events[at : at + ROWS], 1 / len(events))
             for at in range(0, len(events), ROWS)
         ]
         states.backward(features.grad)
-        self.adam.step(clip_norm=math.inf)
+        self.optimizer.step(clip_norm=math.inf)
         return torch.stack(losses).sum() * len(events), len(events)
 
     def cross_entropy(self, features: Tensor, events: np.ndarray, weight: float) -> Tensor:
         """The loss [] of the items of `events` [R], times `weight`, without graph: its gradients are there already."""
         row_weight = torch.full((len(events),), weight, device=self.device)
-        output = self.gru.output_weight, self.gru.output_bias
+        output = self.network.output_weight, self.network.output_bias
         loss, _ = weighted_negative_log_likelihood(features, *output, self.items(events), row_weight)
         loss.backward()
         return loss.detach()

@@ -115,7 +115,7 @@ def test_a_seeded_gru_leaves_the_global_generator_alone():
 def test_the_update_follows_the_mean_cross_entropy_of_every_real_next_event_and_nothing_else(log, rows, monkeypatch):
     monkeypatch.setattr(rnn, "ROWS", rows)
     trainer = begun(RNN(RNNConfig(**SMALL, dropout=0.0)), log)
-    network = trainer.gru
+    network = trainer.network
     logits, targets = [], []
     for s in trainer.batches[0]:
         items = torch.from_numpy(log.item[log.offset[s] : log.offset[s + 1]].astype(np.int64))
