@@ -114,8 +114,9 @@ def test_a_seeded_gru_leaves_the_global_generator_alone():
 @pytest.mark.parametrize("rows", [3, 256])
 def test_the_update_follows_the_mean_cross_entropy_of_every_real_next_event_and_nothing_else(log, rows, monkeypatch):
     monkeypatch.setattr(rnn, "ROWS", rows)
-    trainer = begun(RNN(RNNConfig(**SMALL, dropout=0.0)), log)
-    network = trainer.network
+    model = RNN(RNNConfig(**SMALL, dropout=0.0))
+    trainer = begun(model, log)
+    network = model.network
     logits, targets = [], []
     for s in trainer.batches[0]:
         items = torch.from_numpy(log.item[log.offset[s] : log.offset[s + 1]].astype(np.int64))
@@ -127,7 +128,7 @@ def test_the_update_follows_the_mean_cross_entropy_of_every_real_next_event_and_
     loss, n_events = trainer.update(0)
     assert n_events == sum(map(len, targets)) and loss.item() == pytest.approx(expected.item() * n_events, rel=1e-5)
     for parameter, gradient in zip(network.parameters(), gradients, strict=True):
-        assert torch.allclose(parameter.grad.to_dense(), gradient, atol=1e-6)
+        assert parameter.grad is not None and torch.allclose(parameter.grad.to_dense(), gradient, atol=1e-6)
 
 
 def test_an_epoch_walks_every_session_with_something_to_predict_once_in_an_order_of_its_own(log):
