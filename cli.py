@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -28,6 +28,7 @@ from .envs.sources.options import (
     TaobaoFormat,
 )
 from .errors import InputError
+from .evaluate.experiments.definitions import EXPERIMENTS, ExperimentName
 from .evaluate.models import DEFAULT_MODELS, changed
 
 _SHOP_SESSIONS, _SHOP_ITEMS = 4_000, 1_000
@@ -48,7 +49,7 @@ class Compare:
     seeds: int = 1
     """Training seeds 0..K-1 of every trained model; a published table needs at least 5."""
     out: Path = Path("runs/compare")
-    """Folder for table.csv, table.md, training.csv, events.parquet and manifest.json."""
+    """Folder for table.csv, table.md, training.csv, events.parquet, views.json and manifest.json."""
     references: bool = True
     """Add the shortcuts and controls that every table should carry."""
     against: str | None = None
@@ -61,10 +62,87 @@ class Compare:
     """Cells computed side by side, one thread each (default: one a core; 1 on a GPU)."""
     device: str = "cpu"
     """cpu, cuda, cuda:N or auto."""
+    tuned: Path | None = None
+    """Folder that `tune` wrote: models found there are compared as tuned."""
     cells: Path | None = None
     """Folder of finished cells, shared by comparisons (default: `cells` beside --out)."""
     overwrite: bool = False
     """Replace another comparison in --out."""
+
+
+@dataclass(frozen=True)
+class RunExperiment:
+    """Run an experiment of the IRN or the II-RNN paper: its cells, tables, plots and report.
+
+    Without --data a small simulated shop is made first. Finished cells are kept and shared with `compare`: after Ctrl-C
+    the same command goes on from there.
+    """
+
+    name: Positional[ExperimentName]
+    """Which one. readings: every ambiguity of the IRN paper, one at a time."""
+    data: Path | None = None
+    """Folder that `prepare` or `shop` wrote; ii-rnn needs users, and on a folder prepared with --user-split last it is
+    the hold-one-out comparison."""
+    seeds: int = 5
+    """Training seeds 0..K-1 of every trained model."""
+    models: list[str] | None = None
+    """NAME, NAME@paper, or NAME:field=value,... in place of the experiment's systems."""
+    preset: Literal["practical", "paper"] | None = None
+    """Of the experiment's systems (default: practical; readings: paper)."""
+    tuned: Path | None = None
+    """Folder that `tune` wrote: models found there are compared as tuned."""
+    out: Path | None = None
+    """Folder to write (default: runs/NAME)."""
+    dry_run: bool = False
+    """Print the cells and about how long they take, and stop."""
+    ks: tuple[int, ...] | None = None
+    """List lengths K, separated by commas (default: the paper's)."""
+    ties: Literal["expected", "optimistic", "pessimistic"] = "expected"
+    """How equal scores count."""
+    jobs: int | None = None
+    """Cells computed side by side, one thread each (default: one a core; 1 on a GPU)."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N or auto."""
+    cells: Path | None = None
+    """Folder of finished cells, shared by experiments and comparisons (default: `cells` beside --out)."""
+    overwrite: bool = False
+    """Replace another experiment in --out."""
+
+
+@dataclass(frozen=True)
+class Tune:
+    """Search for the configuration of a model that scores best on the validation split; test is never opened.
+
+    Finished trials are kept: after Ctrl-C the same command goes on from there.
+    """
+
+    model: Positional[str]
+    """NAME, NAME@paper, or NAME:field=value,...; fields set here are not tuned."""
+    data: Path
+    """Folder that `prepare` or `shop` wrote."""
+    trials: int = 20
+    """Configurations to try, the model as it is included; the same for all models that are compared."""
+    seed: int = 0
+    """Seed of every training, and of what is tried."""
+    out: Path = Path("runs/tune")
+    """Folder for MODEL/best.json and MODEL/trials.csv."""
+    space: list[str] = field(default_factory=list)
+    """field=low..high, field=low..high:log or field=a|b|c, in place of or beside what is tuned otherwise."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N or auto."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Make one HTML page of a comparison or an experiment, and every table and plot as files.
+
+    The page needs nothing else, no network either.
+    """
+
+    run: Positional[Path]
+    """Folder that `compare` or `experiment` wrote."""
+    out: Path | None = None
+    """The page to write (default: report.html in the folder)."""
 
 
 @dataclass(frozen=True)
@@ -296,6 +374,9 @@ class Info:
 
 Command = (
     Annotated[Compare, subcommand("compare")]
+    | Annotated[RunExperiment, subcommand("experiment")]
+    | Annotated[Report, subcommand("report")]
+    | Annotated[Tune, subcommand("tune")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Prepare, subcommand("prepare")]
@@ -309,14 +390,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exits with 2 for bad input, 1 where a worker process dies, 130 after Ctrl-C."""
     registry = ConstructorRegistry()
     registry.primitive_rule(_comma_separated)
-    command: Any = tyro.cli(
-        OmitSubcommandPrefixes[OmitArgPrefixes[Command]],  # type: ignore[valid-type]
-        prog="sessiongym",
-        description="A testbed for reinforcement learning on recorded shopping sessions.",
-        args=arguments,
-        registry=registry,
-    )
     try:
+        command: Any = tyro.cli(
+            OmitSubcommandPrefixes[OmitArgPrefixes[Command]],  # type: ignore[valid-type]
+            prog="sessiongym",
+            description="A testbed for reinforcement learning on recorded shopping sessions.",
+            args=arguments,
+            registry=registry,
+        )
         _run(command)
     except InputError as error:
         _exit(2, str(error))
@@ -341,6 +422,12 @@ def _run(command: Any) -> None:
     match command:
         case Compare():
             _compare(command)
+        case RunExperiment():
+            _experiment(command)
+        case Report():
+            _report(command)
+        case Tune():
+            _tune(command)
         case Train():
             _train(command)
         case Evaluate():
@@ -375,13 +462,14 @@ def _compare(command: Compare) -> None:
         ks=command.ks,
         ties=command.ties,
         against=command.against,
+        tuned=_tuned(command.tuned, data),
         overwrite=command.overwrite,
     )
     from rich.console import Console
 
     from .evaluate.table import print_table
 
-    files = ["table.csv", "table.md", "training.csv", "events.parquet", "manifest.json"]
+    files = ["table.csv", "table.md", "training.csv", "events.parquet", "views.json", "manifest.json"]
     print_table(result.long, notes=result.notes, ties=command.ties)
     if len(result.differences):
         from .evaluate.differences import differences_console_table
@@ -395,11 +483,90 @@ def _compare(command: Compare) -> None:
     print(f"written to {result.folder}: {', '.join(files)}")
 
 
-def _default_shop(parent: Path) -> Path:
-    folder = parent / f"shop-{_SHOP_SESSIONS}x{_SHOP_ITEMS}-seed0"
+def _tuned(folder: Path | None, data: Any) -> dict[str, str]:
+    """What each tuned model is to be replaced by."""
+    if folder is None:
+        return {}
+    from .evaluate.tuned import tuned_specs
+
+    return tuned_specs(folder, data.fingerprint())
+
+
+def _default_shop(parent: Path, users: bool = False) -> Path:
+    """A small shop beside the results; with `users` one whose shoppers return with the taste they had."""
+    if users:
+        folder = parent / f"shop-{_SHOP_SESSIONS}x400-users800-seed0"
+        options = replace(SHOP_OPTIONS, user_split="share", min_user_sessions=3)
+        shop = MakeShop(out=folder, items=400, users=800, taste_persistence=0.8, options=options)
+    else:
+        folder = parent / f"shop-{_SHOP_SESSIONS}x{_SHOP_ITEMS}-seed0"
+        shop = MakeShop(out=folder)
     if not folder.exists():
-        _make_shop(MakeShop(out=folder))
+        _make_shop(shop)
     return folder
+
+
+def _experiment(command: RunExperiment) -> None:
+    from rich.console import Console
+
+    from .evaluate.experiments.plan import print_plan
+    from .evaluate.experiments.run import make_plan, run_experiment
+    from .evaluate.exports import table_console
+    from .evaluate.pool import default_jobs
+    from .evaluate.report import write_report
+    from .evaluate.runs import check_device, check_ks
+    from .evaluate.views import Table as TableView
+
+    experiment = EXPERIMENTS[command.name]
+    out = command.out or Path("runs") / command.name
+    # Before anything slow starts.
+    device = check_device(command.device)
+    check_ks(command.ks or experiment.ks)
+    data = _open_data(command.data or _default_shop(out.parent, experiment.needs_users))
+    plan = make_plan(
+        experiment,
+        data,
+        command.cells or out.parent / "cells",
+        n_seeds=command.seeds,
+        preset=command.preset or experiment.preset,
+        models=command.models,
+        tuned=_tuned(command.tuned, data),
+        device=device,
+    )
+    print_plan(plan.estimate(command.dry_run, _say), command.jobs or default_jobs(device), plan.folder)
+    if command.dry_run:
+        return
+    views = run_experiment(plan, out, jobs=command.jobs, ks=command.ks, ties=command.ties, overwrite=command.overwrite)
+    console = Console()
+    for view in views:
+        if isinstance(view, TableView):
+            console.print(table_console(view))
+    print(f"written to {out}: {write_report(out).name}, views.json, tables, plots, table.csv, training.csv")
+
+
+def _report(command: Report) -> None:
+    from .evaluate.exports import read_views, write_views
+    from .evaluate.report import write_report
+
+    write_views(command.run, read_views(command.run))
+    print(f"written to {write_report(command.run, command.out)}; tables and plots in {command.run}")
+
+
+def _tune(command: Tune) -> None:
+    import torch
+
+    from .evaluate.tuning import tune
+
+    # As in `compare`, so that a configuration trains there as it did here.
+    torch.set_num_threads(1)
+    options: dict[str, Any] = {"trials": command.trials, "seed": command.seed, "space": command.space}
+    result = tune(command.model, command.data, command.out, device=command.device, **options)
+    preset, best = result.trials[0], result.best
+    print(f"{preset.spec}: {preset.score:.4f} on validation, as it is")
+    print(f"{best.spec}: {best.score:.4f}, the best of {len(result.trials)}")
+    for note in result.notes:
+        print(f"note: {note}")
+    print(f"written to {result.folder}: best.json, trials.csv")
 
 
 def _train(command: Train) -> None:
@@ -429,6 +596,7 @@ def _train(command: Train) -> None:
 def _evaluate(command: Evaluate) -> None:
     import torch
 
+    from .evaluate.honesty import check_data
     from .evaluate.runs import check_device, check_ks, open_run, rank_into
     from .evaluate.table import long_table, print_table, write_table
 
@@ -437,7 +605,8 @@ def _evaluate(command: Evaluate) -> None:
     torch.set_num_threads(1)
     device, data = check_device(command.device), _open_data(command.data)
     run, model = open_run(command.run, data, device)
-    events = rank_into(command.run, model, data)
+    check_data(data)
+    events = rank_into(command.run, model, data, run["model"])
     long = long_table({run["model"]: {run["seed"]: events}}, command.ks, command.ties)
     write_table(long, command.run / "table.csv")
     print_table(long, notes=data.notes, ties=command.ties)

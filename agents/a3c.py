@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -102,7 +102,7 @@ class A3CLearner:
             loss.backward()
             self.metrics.add("gradient_norm", self.optimizer.step(self.config.clip_norm))
         with self.counting:
-            self.counters[0] += steps.item.numel()
+            self.counters[0] += steps.n_events
 
     def _losses(self, steps: Steps, returns: Tensor, apart: bool) -> dict[str, Tensor]:
         """The weighted terms of the loss, each a mean over all T B samples; `apart`: supervised and policy as two."""
@@ -116,6 +116,7 @@ class A3CLearner:
             error = advantage.square()
             if config.value_at == "reward":
                 error = error * (steps.reward.flatten() > 0)
+            error = steps.masked(error)
             losses["value"] = config.value_coefficient * error.mean()
             self.metrics.add("value_loss", error.detach().mean())
         supervised = self.config.supervised_weight
@@ -147,7 +148,7 @@ class A3CLearner:
                 weight = returns
             case "one":
                 weight = torch.ones_like(advantage)
-        updated = torch.ones_like(weight)
+        updated = steps.masked(torch.ones_like(weight))
         if config.policy_at == "reward":
             updated = torch.zeros_like(weight).index_fill_(0, steps.rewarded, 1.0)
             advantage = advantage[steps.rewarded]
@@ -168,7 +169,7 @@ class A3CLearner:
 
     def _supervised(self, steps: Steps) -> Tensor:
         """[T B] 1 at the events of the supervised loss, 0 elsewhere."""
-        taught = torch.ones_like(steps.reward).flatten()
+        taught = steps.masked(torch.ones_like(steps.reward).flatten())
         return taught if self.config.supervised_at == "every" else taught.index_fill_(0, steps.rewarded, 0.0)
 
     def _supervised_loss(self, states: SessionState, steps: Steps, weight: float, head: OutputLayer | None) -> Tensor:
@@ -258,6 +259,27 @@ class A3CLearner:
             self.counters[1] = events - events % self.config.refresh_events
             return True
 
+    @contextmanager
+    def read(self, items: Tensor) -> Iterator[None]:
+        """In the block the policy reads each of `items` [n] as the last step left it; afterwards all is as before.
+
+        Steps that are made up in two parts are rounded twice, so a reader that left its traces would change what is
+        trained. Between two updates only; without tables there is nothing to do.
+        """
+        kept = []
+        for name in self.tables:
+            table = self.optimizer.tables[name]
+            moved = table.parameter.detach(), *(table.state[part] for part in ("exp_avg", "exp_avg_sq", "reached"))
+            kept += [(tensor, tensor[items]) for tensor in moved]
+            self.optimizer.catch_up(name, items)
+        before_lookup, self.policy.before_lookup = self.policy.before_lookup, None
+        try:
+            yield
+        finally:
+            self.policy.before_lookup = before_lookup
+            for tensor, rows in kept:
+                tensor[items] = rows
+
     def state_tensors(self) -> dict[str, Tensor]:
         """Everything that the rest of the training depends on, by name, the place in the epoch included.
 
@@ -271,7 +293,7 @@ class A3CLearner:
             tensors |= prefixed("target", self.target_lanes.policy.state_dict())
             tensors |= prefixed("target_lanes", self.target_lanes.tensors())
         for index, (steps, value) in enumerate(self.ahead):
-            tensors |= prefixed(f"ahead.{index}", steps._asdict() | ({} if value is None else {"value": value}))
+            tensors |= prefixed(f"ahead.{index}", steps.tensors() | ({} if value is None else {"value": value}))
         tensors |= prefixed("metrics", self.metrics.sums)
         return tensors | {"generator": self.generator.get_state(), "counters": self.counters}
 

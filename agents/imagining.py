@@ -76,27 +76,28 @@ class Imagining:
             zero = states.hidden.new_zeros(())
             return zero, zero
         imagined = self.planner.imagine(imagined_from)
+        states, action = states.map(steps.chosen), steps.chosen(steps.action.flatten())
         error = reconstruction_loss(policy, states, imagined, self.config.reconstruction, self.config.gamma)
-        loss = weight * error
+        loss = weight * (len(action) / steps.item.numel()) * error
         if self.config.imagination_gate > 0:
             loss = loss * (self.came_true / self.config.imagination_gate).clamp(max=1.0)
             # Only now: the weight of a rollout must not depend on what its shoppers did next.
-            hit = (imagined[0] == steps.action.flatten()).any(dim=0).float().mean()
+            hit = (imagined[0] == action).any(dim=0).float().mean()
             self.came_true = torch.lerp(hit, self.came_true, CAME_TRUE_DECAY)
         return loss, error.detach()
 
     def _seen(self, steps: Steps) -> Tensor:
         windows = window_stream(self.window, steps.item, steps.start, self.n_items)
         self.window = windows[-1].clone()
-        return windows.flatten(0, 1)
+        return steps.chosen(windows.flatten(0, 1))
 
     def _encode(self, policy: RecurrentPolicy, states: SessionState, steps: Steps) -> SessionState:
-        """States [T B, ...] of pi^; a distilled one is trained on the way."""
+        """States [R, ...] of pi^ at the steps that are events; a distilled one is trained on the way."""
         assert self.lanes is not None
-        own = self.lanes.advance(steps).map(lambda part: part.flatten(0, 1))
+        own = self.lanes.advance(steps).map(lambda part: steps.chosen(part.flatten(0, 1)))
         if self.optimizer is not None:
             with torch.no_grad():
-                teacher = policy.logits(states)
+                teacher = policy.logits(states.map(steps.chosen))
             self.optimizer.zero_grad()
             distillation_loss(self.lanes.policy.logits(own), teacher).backward()
             self.optimizer.step(clip_norm=math.inf)

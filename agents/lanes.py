@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +16,16 @@ from ..nn.copying import window_stream
 from ..nn.policy import RecurrentPolicy, SessionState
 
 
+@dataclass(frozen=True, eq=False)
+class PartialRollout(Rollout):
+    """A rollout in which some lanes have no session left; what they hold instead is a session to nobody."""
+
+    real: np.ndarray | None = None
+    """[T, B] bool, the steps that are events; None: all are."""
+
+
 class Steps(NamedTuple):
-    """A `Rollout` on the learner's device; every tensor [T, B] but the last."""
+    """A `Rollout` on the learner's device; every tensor [T, B] but the last two."""
 
     item: Tensor
     start: Tensor
@@ -26,6 +35,8 @@ class Steps(NamedTuple):
     item_kind: Tensor
     rewarded: Tensor
     """[R] the steps with a reward above 0, as rows of the flattened [T B]; found on the host, which need not wait."""
+    real: Tensor | None = None
+    """[T B] bool, the steps that are events and to be learned from, in a `PartialRollout`; None: all are."""
 
     @classmethod
     def of(cls, rollout: Rollout, kinds: bool, device: torch.device) -> Steps:
@@ -35,12 +46,33 @@ class Steps(NamedTuple):
             if kinds:
                 raise InputError("kinds: the rollouts do not tell the kind of the newest item; make the env kinds=True")
             kind = np.zeros_like(rollout.kind)
-        rewarded = np.flatnonzero(rollout.reward > 0)
-        columns = (rollout.item, rollout.start, rollout.action, rollout.reward, rollout.done, kind, rewarded)
+        reward, real = rollout.reward, rollout.real if isinstance(rollout, PartialRollout) else None
+        if real is not None:
+            reward = np.where(real, reward, np.float32(0))
+        rewarded = np.flatnonzero(reward > 0)
+        columns = (rollout.item, rollout.start, rollout.action, reward, rollout.done, kind, rewarded)
         item, start, action, *rest = (
             torch.from_numpy(np.ascontiguousarray(column)).to(device, non_blocking=True) for column in columns
         )
-        return cls(item.long(), start, action.long(), *rest)
+        to_learn = None if real is None else torch.from_numpy(real.ravel()).to(device)
+        return cls(item.long(), start, action.long(), *rest, real=to_learn)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name; `Steps(**steps.tensors())` is the same again."""
+        return {name: part for name, part in self._asdict().items() if part is not None}
+
+    @property
+    def n_events(self) -> int:
+        """Steps that are events."""
+        return self.item.numel() if self.real is None else int(self.real.sum())
+
+    def masked(self, values: Tensor) -> Tensor:
+        """`values` [T B], 0 at steps that are no events."""
+        return values if self.real is None else values * self.real
+
+    def chosen(self, rows: Tensor) -> Tensor:
+        """Of `rows` [T B, ...] those of the steps that are events."""
+        return rows if self.real is None else rows[self.real]
 
 
 class LaneStates:

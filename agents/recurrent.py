@@ -17,10 +17,13 @@ from ..envs.log import SessionBatch, SessionLog
 from ..envs.observation import session_windows
 from ..envs.replay_options import NO_KIND
 from ..nn.policy import RecurrentPolicy, SessionState
+from ..nn.training import Scores
 from .a3c import network_config
 from .config import AgentConfig
 
-Validate = Callable[["RecurrentAgent"], float]
+Validate = Callable[["RecurrentAgent"], Scores]
+
+ALL_ROWS = slice(None)
 
 
 class RecurrentAgent:
@@ -56,6 +59,11 @@ class RecurrentAgent:
         return self.score_states(self.encode(batch))
 
     @torch.no_grad()
+    def score_rows(self, batch: SessionBatch, rows: np.ndarray) -> Tensor:
+        """[R, N] float32 on the device, some of the rows of `score_sessions`."""
+        return self.score_states(self.encode(batch, rows))
+
+    @torch.no_grad()
     def score_states(self, states: SessionState) -> Tensor:
         """The same for states [P, ...]."""
         policy = self._trained()
@@ -69,15 +77,15 @@ class RecurrentAgent:
         return clicked.addcmul_(bought, logits.softmax(1), value=self.config.purchase_worth)
 
     @torch.no_grad()
-    def encode(self, batch: SessionBatch) -> SessionState:
-        """States [P, ...] before each event to predict."""
+    def encode(self, batch: SessionBatch, rows: np.ndarray | slice = ALL_ROWS) -> SessionState:
+        """States [P, ...] before each event to predict, or before some of them."""
         policy, history = self._trained(), self.config.history
         if history is not None:
-            windows, kinds = self._windows(batch, history)
+            windows, kinds = (part[rows] for part in self._windows(batch, history))
             return policy.encode(windows, kinds)
         hidden, cell = self._walk(batch)
         windows, kinds = self._windows(batch, self.config.copy_window) if self.config.copy_window else (None, None)
-        return SessionState(hidden, cell, windows, kinds if self.config.kinds else None)
+        return SessionState(hidden, cell, windows, kinds if self.config.kinds else None).map(lambda part: part[rows])
 
     def _windows(self, batch: SessionBatch, width: int) -> tuple[Tensor, Tensor]:
         """[P, W] the last items of each state, and their kinds."""

@@ -37,6 +37,7 @@ from ..nn.checkpoint import (
     prefixed,
     save_checkpoint,
 )
+from ..nn.training import Scores, validated
 from ..scalars import ScalarLog
 from .sb3 import SB3Recommender, TiedActorCriticPolicy, TiedDQNPolicy
 from .sb3_config import (
@@ -49,7 +50,7 @@ from .sb3_config import (
     check_installed,
 )
 
-Validate = Callable[["SB3Agent"], float]
+Validate = Callable[["SB3Agent"], Scores]
 Progress = Callable[[int, int, str], None]
 
 _COUNTERS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num")
@@ -237,10 +238,9 @@ class _Rounds(BaseCallback):
         self.under_way = False
         marks = self.marks
         record = {"epoch": float(marks.epoch), "events": float(self.model.num_timesteps), **self._metrics()}
-        score = float(marks.epoch) if self.validate is None else self.validate(self.agent)
         if self.validate is not None:
-            record["validation"] = score
-        marks.keep_best(score, marks.epoch, self.agent.weights())
+            record |= validated(self.validate(self.agent))
+        marks.keep_best(record.get("validation", record["epoch"]), marks.epoch, self.agent.weights())
         self.scalars.add(record)
         marks.history = self.scalars.history
         if self.folder is not None:

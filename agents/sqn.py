@@ -22,7 +22,7 @@ from ..nn.checkpoint import part_of, prefixed
 from ..nn.losses import weighted_negative_log_likelihood
 from ..nn.optimizer import TableAdam
 from ..nn.policy import RecurrentPolicy, SessionState
-from ..nn.training import Progress, train_epochs
+from ..nn.training import Progress, Scores, train_epochs, validated
 from .a3c import network_config
 from .lanes import LaneStates, Steps
 from .metrics import TrainingMetrics
@@ -174,7 +174,7 @@ class SQNLearner:
             tensors |= prefixed(f"network.{index}", network.state_dict()) | prefixed(f"lanes.{index}", lanes.tensors())
         for index, optimizer in enumerate(self.optimizers):
             tensors |= prefixed(f"adam.{index}", optimizer.state_tensors())
-        return tensors | prefixed("following", self.following._asdict()) | prefixed("metrics", self.metrics.sums)
+        return tensors | prefixed("following", self.following.tensors()) | prefixed("metrics", self.metrics.sums)
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Go on from what `state_tensors` gave."""
@@ -216,7 +216,7 @@ class SQNAgent(RecurrentAgent):
         train: SessionLog,
         valid: SessionLog | None = None,
         *,
-        validate: Callable[[SQNAgent], float] | None = None,
+        validate: Callable[[SQNAgent], Scores] | None = None,
         folder: Path | None = None,
         progress: Progress | None = None,
     ) -> Self:
@@ -232,7 +232,7 @@ class SQNAgent(RecurrentAgent):
         def finish() -> dict[str, float]:
             learner.flush()
             record = {"events": float(learner.events), **learner.metrics.take()}
-            return record if validate is None else record | {"validation": validate(self)}
+            return record if validate is None else record | validated(validate(self))
 
         best = train_epochs(
             trainer,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from ..envs.log import SessionLog
+from ..envs.log import SessionBatch, SessionLog
 from ..envs.replay import ReplayVectorEnv
+from ..envs.rollout import Rollout
 from ..errors import InputError
-from ..nn.training import Progress, train_epochs
+from ..nn.training import Progress, train_epochs, validated
 from .a3c import A3CLearner
 from .config import AgentConfig
 from .probes import probe
@@ -77,6 +82,61 @@ class SynchronousTrainer:
         self.learner.load_state_tensors(tensors)
 
 
+class OnlineTrainer:
+    """An agent that learns from a stream of rollouts as they come, at the learning rate that it starts with.
+
+    What the learning rate would fall over is the length of the stream, which nobody knows while it lasts. Raises
+    `InputError` for several workers, and for a thinned log, whose other purchases could not be ranked.
+    """
+
+    def __init__(self, agent: RecurrentAgent, train: SessionLog) -> None:
+        config = agent.config
+        for name, only in (("workers", 0), ("density", 1.0)):
+            if getattr(config, name) != only:
+                raise InputError(
+                    f"online learning: expected {name}={only:g}, as every event is learned from once and in order, "
+                    f"found {getattr(config, name):g}; change the model"
+                )
+        self.agent, self.device, self.unroll = agent, agent.device, config.unroll
+        self.learner = A3CLearner(config, train.n_items, agent.seed, agent.device)
+        agent.policy = self.learner.policy
+        self.n_ahead = self.learner.n_ahead
+        """Rollouts beyond those learned from that the first update needs: returns reach into them."""
+        self.env = training_env(replace(config, order="chronological"), train, agent.seed)
+        self.coming: deque[Rollout] = deque()
+        self.learner.start(lambda n_steps: self.coming.popleft())
+
+    def score_rows(self, batch: SessionBatch, rows: np.ndarray) -> Tensor:
+        """As the agent's, by the weights after the last update, which it leaves alone."""
+        with self.learner.read(torch.from_numpy(np.unique(batch.item).astype(np.int64)).to(self.device)):
+            return self.agent.score_rows(batch, rows)
+
+    def learn(self, rollouts: Sequence[Rollout]) -> None:
+        """One update. The first one takes `n_ahead` rollouts more than the others, which take one."""
+        self.coming.extend(rollouts)
+        self.learner.update()
+
+    def between(self) -> AbstractContextManager:
+        """In the block the agent can be scored as the last update left it; what it does to the weights is undone."""
+        return self.learner.read(torch.arange(self.learner.policy.n_items, device=self.device))
+
+    def finish(self) -> None:
+        """Give the agent a network of its own: the learner's hangs on its optimiser."""
+        self.learner.optimizer.flush()
+        agent, policy = self.agent, self.learner.policy
+        agent.policy = agent.build(policy.n_items)
+        agent.policy.load_state_dict(policy.state_dict())
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """As the learner's."""
+        return self.learner.state_tensors()
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """As the learner's, which goes on with the rollouts that come next."""
+        self.learner.load_state_tensors(tensors)
+        self.learner.begins = False
+
+
 def train_agent(
     agent: RecurrentAgent,
     train: SessionLog,
@@ -120,7 +180,7 @@ def train_agent(
             if valid is not None:
                 record |= probe(agent, valid)
             if validate is not None:
-                record["validation"] = validate(agent)
+                record |= validated(validate(agent))
             return record
 
         best = train_epochs(

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..envs.log import SessionBatch, SessionLog
 from ..errors import InputError
-from ..nn.training import Progress, train_epochs
+from ..nn.training import Progress, Scores, train_epochs, validated
 from .config import BPRConfig
 from .popularity import best_first, check_vocabulary
 
-Validate = Callable[["BPR"], float]
+Validate = Callable[["BPR"], Scores]
 
 
 class BPR:
@@ -57,7 +57,7 @@ class BPR:
         def finish() -> dict[str, float]:
             self.weights = self._placed(trainer.weights())
             record = {"events": float(trainer.n_draws), "correct": trainer.correct}
-            return record if validate is None else {**record, "validation": validate(self)}
+            return record if validate is None else record | validated(validate(self))
 
         best = train_epochs(
             trainer,

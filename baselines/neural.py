@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..envs.log import SessionBatch, SessionLog
 from ..nn.schedule import Schedule
-from ..nn.training import MinibatchTrainer, Progress, train_epochs
+from ..nn.training import MinibatchTrainer, Progress, Scores, train_epochs, validated
 
 Config = TypeVar("Config", bound=Schedule)
 Network = TypeVar("Network", bound=nn.Module)
@@ -51,7 +51,7 @@ class NeuralBaseline(ABC, Generic[Config, Network]):
         train: SessionLog,
         valid: SessionLog | None = None,
         *,
-        validate: Callable[[Self], float] | None = None,
+        validate: Callable[[Self], Scores] | None = None,
         folder: Path | None = None,
         progress: Progress | None = None,
     ) -> Self:
@@ -68,7 +68,7 @@ class NeuralBaseline(ABC, Generic[Config, Network]):
             record = trainer.take()
             if validate is not None:
                 network.eval()
-                record["validation"] = validate(self)
+                record |= validated(validate(self))
             return record
 
         best = train_epochs(

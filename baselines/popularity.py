@@ -20,14 +20,31 @@ class MostPopular:
 
     def fit(self, train: SessionLog, valid: SessionLog | None = None) -> Self:
         """Count; `valid` is not used."""
-        events = train.item if self.config.kinds == "all" else train.item[train.kind == PURCHASE]
-        self.counts = np.bincount(events, minlength=train.n_items).astype(np.float32)
+        self.begin(train.n_items)
+        self._count(train.item, train.kind)
         return self
+
+    def begin(self, n_items: int) -> None:
+        """Nothing is counted yet (`evaluate.online.OnlineModel`)."""
+        self.counts = np.zeros(n_items, dtype=np.float32)
+
+    def learn(self, batch: SessionBatch, rows: np.ndarray) -> None:
+        """Count the `new_events` of the rows."""
+        events = new_events(batch, rows)
+        self._count(batch.item[events], batch.kind[events])
+
+    def _count(self, item: np.ndarray, kind: np.ndarray) -> None:
+        counted = item if self.config.kinds == "all" else item[kind == PURCHASE]
+        self.counts += np.bincount(counted, minlength=len(self.counts)).astype(np.float32)
 
     def score_sessions(self, batch: SessionBatch) -> np.ndarray:
         """[P, N] float32."""
+        return self.score_rows(batch, np.arange(batch.n_rows))
+
+    def score_rows(self, batch: SessionBatch, rows: np.ndarray) -> np.ndarray:
+        """[R, N] float32, some of the rows of `score_sessions`."""
         check_vocabulary(batch, len(self.counts))
-        return np.tile(self.counts, (batch.n_rows, 1))
+        return np.tile(self.counts, (len(rows), 1))
 
     def recommend(self, history: SessionBatch, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best items and their scores after one live session, best first."""
@@ -75,8 +92,23 @@ def popularity_levels(train: SessionLog) -> np.ndarray:
     All below zero, so that a model fills in what it has no score of its own for without touching its ranking; few
     enough (at most sqrt(2 E)) for float32 to hold exactly.
     """
-    counts, level = np.unique(np.bincount(train.item, minlength=train.n_items), return_inverse=True)
+    return levels_of(np.bincount(train.item, minlength=train.n_items))
+
+
+def levels_of(count: np.ndarray) -> np.ndarray:
+    """[N] float32, the levels of items with so many training events [N]."""
+    counts, level = np.unique(count, return_inverse=True)
     return (level - len(counts)).astype(np.float32)
+
+
+def new_events(batch: SessionBatch, rows: np.ndarray) -> np.ndarray:
+    """[n] int64 the events that `rows` [R] have as targets, and the first events of the sessions that begin with them.
+
+    Over rows that go on where the last ones stopped, every event of a session of two or more is in it once.
+    """
+    target = batch.target_events()[rows]
+    first = batch.offset[:-1]
+    return np.concatenate([first[np.isin(first + 1, target)], target])
 
 
 def known_items(train: SessionLog) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..envs.log import PURCHASE, SessionBatch, SessionLog
 from .config import MostRecentConfig
-from .popularity import best_first, check_vocabulary, known_items, newest_event, popularity_levels, prefixes
+from .popularity import best_first, check_vocabulary, levels_of, new_events, newest_event, prefixes
 
 
 class MostRecent:
@@ -24,14 +24,33 @@ class MostRecent:
 
     def fit(self, train: SessionLog, valid: SessionLog | None = None) -> Self:
         """Count; `valid` is not used."""
-        self.levels = popularity_levels(train)
-        self.known = known_items(train)
+        self.begin(train.n_items)
+        self._count(train.item)
+        self.known = self.count > 0
         return self
+
+    def begin(self, n_items: int) -> None:
+        """Nothing is counted yet, and any item may come (`evaluate.online.OnlineModel`)."""
+        self.count = np.zeros(n_items, dtype=np.int64)
+        self.levels = levels_of(self.count)
+        self.known = np.ones(n_items, dtype=bool)
+
+    def learn(self, batch: SessionBatch, rows: np.ndarray) -> None:
+        """Count the `new_events` of the rows."""
+        self._count(batch.item[new_events(batch, rows)])
+
+    def _count(self, item: np.ndarray) -> None:
+        self.count += np.bincount(item, minlength=len(self.count))
+        self.levels = levels_of(self.count)
 
     def score_sessions(self, batch: SessionBatch) -> np.ndarray:
         """[P, N] float32."""
+        return self.score_rows(batch, np.arange(batch.n_rows))
+
+    def score_rows(self, batch: SessionBatch, rows: np.ndarray) -> np.ndarray:
+        """[R, N] float32, some of the rows of `score_sessions`."""
         check_vocabulary(batch, len(self.levels))
-        return self._scores_after(batch, batch.state_events())
+        return self._scores_after(batch, batch.state_events()[rows])
 
     def recommend(self, history: SessionBatch, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best items and their scores after one live session, best first."""

@@ -14,10 +14,12 @@ from sessiongym.agents.config import PRESETS
 from sessiongym.agents.recurrent import RecurrentAgent
 from sessiongym.envs.log import SessionBatch, SessionLog
 from sessiongym.evaluate import rank_bounds, rank_events
+from sessiongym.evaluate.cold_start import cold_start_ranks
 from sessiongym.evaluate.protocol import Recommender
 
 UNITS = 256
 MAX_SCORES = 2**24
+CAPS = tuple(range(1, 11))
 BARE = "bare matmul"
 
 
@@ -56,17 +58,23 @@ def _contenders(log: SessionLog) -> dict[str, Callable[[], float]]:
             rank_bounds(product.score_sessions(batch), np.arange(batch.n_rows), target)
         return n_rows
 
-    def ranked(model: Recommender) -> Callable[[], float]:
+    def ranked(model: Recommender, top_k: int = 0) -> Callable[[], float]:
         def work() -> float:
-            rank_events(model, log, max_scores=MAX_SCORES)
+            rank_events(model, log, top_k=top_k, max_scores=MAX_SCORES)
             return n_rows
 
         return work
+
+    def capped() -> float:
+        cold_start_ranks(product, log, CAPS, max_scores=MAX_SCORES)
+        return n_rows
 
     return {
         BARE: bare,
         "matmul and rank kernel": kernel,
         "rank_events, scores by matmul": ranked(product),
+        "… with lists of the best 10": ranked(product, top_k=10),
+        "cold_start_ranks, caps 1 to 10": capped,
         "rank_events, a3c-p@paper": ranked(agent),
     }
 

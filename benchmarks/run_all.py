@@ -21,6 +21,7 @@ BENCHMARKS = (
     "training",
     "gru4rec",
     "evaluation",
+    "bootstrap",
     "session_knn",
     "rnn",
     "shop",

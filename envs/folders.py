@@ -55,7 +55,7 @@ def check_values(folder: Path, manifest: dict[str, Any], types: dict[str, type])
             )
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
+def write_json(file: Path, content: dict[str, Any] | list[Any]) -> None:
     """JSON for people: indented, keys in the order given."""
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 from ..envs.folders import SCHEMA, new_folder, read_manifest, write_json
 from ..envs.log import PreparedData
 from ..errors import InputError
-from ..interrupts import interrupt_later
-from ..progress import ProgressDisplay
-from .models import REFERENCES, ModelSpec, parse_models
-from .runs import Cell, check_device, check_ks, compute_cell, read_events
+from .honesty import check_data
+from .models import REFERENCES, ModelSpec, parse_model, parse_models
+from .pool import compute_cells, default_jobs
+from .runs import Cell, check_device, check_ks, read_events
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +49,7 @@ def compare(
     ks: tuple[int, ...] = (3, 5, 10),
     ties: str = "expected",
     against: str | None = None,
+    tuned: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Comparison:
     """Train and rank every (model, seed) that is not there yet, and write the tables to `out`.
@@ -63,20 +57,24 @@ def compare(
     `references` adds the shortcuts and controls that every comparison should carry. Finished cells live in `cells`
     (default: beside `out`) and are shared by all comparisons there. Interrupted, the same call goes on. `against` names
     a model of the comparison to which the paired differences of all others are added; another one makes the tables
-    anew and nothing else.
+    anew and nothing else. `tuned` gives models to be taken instead of others, as `tuned_specs` does.
     `out` gets ``table.csv`` (long form), ``table.md``, ``differences.csv`` (`paired_differences`, with `against` only),
-    ``training.csv`` (every scalar of every epoch), ``events.parquet`` (the rank of every event under every model and
-    seed) and ``manifest.json``. Raises `InputError` for options as `check_options` does, for data that is not in a
-    folder, or where `out` is no comparison, or another one and `overwrite` is off; `BrokenExecutor` where a worker
-    process dies.
+    ``training.csv`` (every scalar of every epoch), ``views.json`` (what a report shows), ``events.parquet`` (the rank
+    of every event under every model and seed) and ``manifest.json``. Raises `InputError` for options as `check_options`
+    does, for data that is not in a folder, or where `out` is no comparison, or another one and `overwrite` is off;
+    `BrokenExecutor` where a worker process dies.
     """
     check_options(models, n_seeds, jobs, device, ks, ties, against=against, references=references)
     if data.path is None:
         raise InputError("compare: the workers read the data from its folder, but it has none; use what `save` returns")
     specs, left_out = _specs_for(data, models, references)
+    tuned = tuned or {}
+    titles = {spec.label: f"{spec.label} (tuned)" if spec.label in tuned else spec.label for spec in specs}
+    by_title = {titles[spec.label]: parse_model(tuned.get(spec.label, spec.label)) for spec in specs}
+    honesty = check_data(data)
     device = check_device(device)
     plan = {
-        "models": [spec.label for spec in specs],
+        "models": list(by_title),
         "seeds": n_seeds,
         "data": data.fingerprint(),
         "ks": list(ks),
@@ -86,14 +84,14 @@ def compare(
     # A place that cannot be written is found out now, not after the training.
     out.parent.mkdir(parents=True, exist_ok=True)
 
-    todo = [Cell(spec, data.fingerprint(), seed) for spec in specs for seed in range(n_seeds)]
+    todo = [Cell(spec, data.fingerprint(), seed) for spec in by_title.values() for seed in range(n_seeds)]
     cells = cells or out.parent / "cells"
-    folders = _compute(todo, data, cells, jobs or default_jobs(device), device)
+    folders = compute_cells(todo, data, cells, jobs or default_jobs(device), device)
     by_model = {
-        spec.label: {seed: folders[Cell(spec, data.fingerprint(), seed).name] for seed in range(n_seeds)}
-        for spec in specs
+        title: {seed: folders[Cell(spec, data.fingerprint(), seed).name] for seed in range(n_seeds)}
+        for title, spec in by_title.items()
     }
-    return _write(out, plan, data, by_model, ks, ties, against, left_out)
+    return _write(out, {**plan, "honesty": honesty}, data, by_model, ks, ties, against and titles[against], left_out)
 
 
 def _specs_for(data: PreparedData, models: list[str], references: bool) -> tuple[list[ModelSpec], list[str]]:
@@ -145,11 +143,6 @@ def check_options(
         )
 
 
-def default_jobs(device: str) -> int:
-    """Cells computed side by side: one a core, or one where they share a GPU."""
-    return 1 if device != "cpu" else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-
-
 def _check_plan(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
     if not out.exists():
         return
@@ -168,108 +161,6 @@ def _check_plan(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
         )
 
 
-def _compute(todo: list[Cell], data: PreparedData, cells: Path, jobs: int, device: str) -> dict[str, Path]:
-    """Folders of all cells by name. Long ones start first, so that the last to finish is a short one."""
-    distinct = {cell.name: cell for cell in todo}
-    missing = [cell for name, cell in distinct.items() if not (cells / name).exists()]
-    with ProgressDisplay() as display:
-        display.line(f"{len(distinct)} cells, {len(distinct) - len(missing)} of them finished before, in {cells}")
-        missing.sort(key=lambda cell: -_cost(cell.spec))
-        if missing:
-            cells.mkdir(parents=True, exist_ok=True)
-            with _pool(min(jobs, len(missing)), display) as (pool, messages):
-                with interrupt_later():
-                    futures: dict[Future, str] = {
-                        pool.submit(_work, cell, str(data.path), str(cells), device): _job(cell) for cell in missing
-                    }
-                _drain(futures, messages, display)
-    return {name: cells / name for name in distinct}
-
-
-def _cost(spec: ModelSpec) -> float:
-    return 0.0 if not spec.trained else 1.0 + 10.0 * getattr(spec.config, "imagination_weight", 0.0)
-
-
-_messages: Any = None
-
-
-def _start_worker(messages: Any) -> None:
-    """One thread a worker: cells run side by side, and a result does not depend on how many cores there are."""
-    global _messages
-    _messages = messages
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    import numba
-    import torch
-
-    torch.set_num_threads(1)
-    numba.set_num_threads(1)
-
-
-def _end_with_parent() -> None:
-    # A worker holds both ends of the pipe that it waits on, so without this it would outlive a killed parent for ever.
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _job(cell: Cell) -> str:
-    return f"{cell.spec.label} seed {cell.effective_seed}" if cell.spec.trained else cell.spec.label
-
-
-def _work(cell: Cell, data: str, cells: str, device: str) -> None:
-    def progress(done: int, total: int, text: str) -> None:
-        _messages.put((_job(cell), done, total, text))
-
-    compute_cell(cell, PreparedData.open(data), Path(cells), device, progress)
-
-
-@contextmanager
-def _pool(n_workers: int, display: ProgressDisplay) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
-    context = get_context("spawn")
-    messages = context.Queue()
-    pool = ProcessPoolExecutor(n_workers, context, _start_worker, (messages,))
-    try:
-        yield pool, messages
-        pool.shutdown()
-    except BaseException:
-        workers = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in workers:
-            worker.terminate()
-        display.line("stopped; finished cells are kept, the same command goes on from there")
-        raise
-
-
-def _drain(futures: dict[Future, str], messages: Any, display: ProgressDisplay) -> None:
-    """Show what the workers say until all are done; the first failure stops the rest."""
-    pending, finished = set(futures), set()
-    while pending:
-        done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-        for job, step, total, text in _waiting(messages):
-            # A result may overtake the last words about it.
-            if job not in finished:
-                display.update(job, step, total, text)
-        for future in done:
-            try:
-                future.result()
-            except BrokenProcessPool:
-                raise BrokenExecutor(
-                    "a worker process died, perhaps for want of memory; finished cells are kept: give the same command "
-                    "again, with fewer --jobs if memory is short"
-                ) from None
-            finished.add(futures[future])
-            display.finish(futures[future], f"finished ({len(finished)} of {len(futures)})")
-
-
-def _waiting(messages: Any) -> Iterator[tuple[str, int, int, str]]:
-    while True:
-        try:
-            yield messages.get_nowait()
-        except Empty:
-            return
-
-
 def _write(
     out: Path,
     plan: dict[str, Any],
@@ -282,9 +173,12 @@ def _write(
 ) -> Comparison:
     import pandas as pd
 
+    from .comparison_views import comparison_views
     from .differences import differences_markdown, paired_differences
+    from .exports import VIEWS
     from .table import headline_k, long_table, markdown_table, write_table
     from .training import training_markdown, training_table
+    from .views import views_to_json
 
     notes = list(data.notes)
     if plan["seeds"] < 5:
@@ -297,10 +191,19 @@ def _write(
     rows = [
         frame.assign(model=model, seed=seed) for model, by_seed in events.items() for seed, frame in by_seed.items()
     ]
-    head = {"format": COMPARISON_FORMAT, "schema": SCHEMA, **plan, "data_path": str(data.path), "notes": notes}
+    head = {
+        "format": COMPARISON_FORMAT,
+        "schema": SCHEMA,
+        **plan,
+        "data_path": str(data.path),
+        "notes": notes,
+        "data_manifest": data.manifest,
+    }
     cells = {model: [folder.name for folder in by_seed.values()] for model, by_seed in folders.items()}
+    views = comparison_views(events, long, differences, training, ties=ties)
     # Everything here is derived from cells, so replacing an older version of the same plan loses nothing.
     with new_folder(out, overwrite=True) as work:
+        write_json(work / VIEWS, views_to_json(views))
         write_table(long, work / "table.csv")
         training.to_csv(work / "training.csv", index=False)
         text = markdown_table(long, notes=notes, ties=ties)

@@ -15,9 +15,8 @@ import pandas as pd
 
 from ..errors import InputError
 from .events import slice_masks
-from .metrics import metric_at
 from .statistics import bootstrap_sums, percentile_interval, ratio, session_sums
-from .table import HEADLINE_K, same_events
+from .table import HEADLINE_K, event_values, same_events
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -94,7 +93,8 @@ def simultaneous_interval(draws: np.ndarray, confidence: float = 0.95) -> tuple[
     All have the same share of draws outside, the largest with which enough draws lie inside every interval at once:
     the quantile-based sup-t band (Montiel Olea and Plagborg-Møller, "Simultaneous confidence bands", Journal of Applied
     Econometrics, 2019, algorithm 2). Never narrower than `percentile_interval`, the same for one column, and narrower
-    than Bonferroni's correction where columns go together. Draws with a NaN and columns of nothing else do not count.
+    than Bonferroni's correction where columns go together. It is fitted to the tails of the draws, so it wants
+    thousands: with 500 it is too narrow. Draws with a NaN and columns of nothing else do not count.
     """
     counted = draws[:, ~np.isnan(draws).all(axis=0)]
     counted = pd.DataFrame(counted[~np.isnan(counted).any(axis=1)])
@@ -144,11 +144,7 @@ def differences_markdown(differences: pd.DataFrame, ties: str = "expected") -> s
 
 def _mean_recall(by_seed: Mapping[int, pd.DataFrame], k: int, ties: str) -> np.ndarray:
     """[E], NaN where k is beyond what the model can be scored at."""
-    hits = []
-    for frame in by_seed.values():
-        low, high, max_k = (frame[name].to_numpy() for name in ("rank_low", "rank_high", "max_k"))
-        hits.append(np.where((max_k > 0) & (k > max_k), np.nan, metric_at("recall", low, high, k, ties)))
-    return np.mean(hits, axis=0)
+    return np.mean([event_values(frame, "recall", k, ties) for frame in by_seed.values()], axis=0)
 
 
 def _cells(differences: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -21,16 +21,15 @@ from ..errors import InputError
 from .compare import COMPARISON_FORMAT
 from .differences import FEWEST_SESSIONS, simultaneous_interval
 from .metrics import metric_at
+from .plots import draw
 from .runs import EVENTS, check_ks
 from .statistics import bootstrap_sums, percentile_interval, ratio, session_sums
 from .table import same_events
+from .views import LineChart, Series
 
 EventTables = Mapping[str, Mapping[int, pd.DataFrame]]
 """Event tables (`rank_events`) by model and training seed."""
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_DASHES = ("-", "--", "-.", ":")
-_MARKS = "osD^v"
 _HEADINGS = {"recall": "Recall", "mrr": "MRR"}
 _READ = ["model", "seed", "session", "position", "length", "kind", "item", "repeat", "rank_low", "rank_high", "max_k"]
 
@@ -169,60 +168,29 @@ def ii_rnn_markdown(table: pd.DataFrame, notes: Sequence[str] = ()) -> str:
 def first_n_plot(rows: pd.DataFrame, file: str | os.PathLike[str]) -> None:
     """Draw `first_n_rows` with their 95 % intervals, a line a model, as PNG or SVG by the ending of `file`.
 
-    Equal rows give the same bytes. Models are told apart by colour (the palette of Okabe and Ito, 2008, made for all
-    kinds of colour vision), dashes, marks and a label at the end of the line, so also in grey. Raises `InputError` for
-    another ending and for rows without figures.
+    Raises `InputError` as `plots.draw` does.
     """
-    # Slow to import, and of use here alone.
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from scipy.optimize import isotonic_regression
+    draw(first_n_chart(rows), file)
 
-    file = Path(file)
-    if file.suffix not in (".png", ".svg"):
-        raise InputError(f"{file}: expected a file that ends in .png or .svg; rename it")
+
+def first_n_chart(rows: pd.DataFrame) -> LineChart:
+    """`first_n_rows` as a chart, a line a model. Raises `InputError` for rows without figures."""
     rows = rows.dropna(subset="value")
     if rows.empty:
-        raise InputError("first_n_plot: the rows have no figures; make them with first_n_rows")
-    models, n_max = list(rows["model"].unique()), int(rows["n"].to_numpy().max())
-    height = max(4.0, 0.3 * len(models))
-    # A fixed salt, no date: names of SVG elements are random otherwise. Text stays text.
-    with rc_context({"svg.hashsalt": "first-n", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(6.5, height), dpi=200, layout="constrained")
-        axes = figure.subplots()
-        ends = []
-        for i, model in enumerate(models):
-            n, value, low, high = rows.loc[rows["model"] == model, ["n", "value", "low", "high"]].to_numpy(float).T
-            color = _COLOURS[i % len(_COLOURS)]
-            dashes, mark = _DASHES[i % len(_DASHES)], _MARKS[i % len(_MARKS)]
-            axes.plot(n, 100 * value, color=color, linestyle=dashes, marker=mark, markersize=3.5, linewidth=1.4)
-            axes.fill_between(n, 100 * low, 100 * high, color=color, alpha=0.1, linewidth=0)
-            ends.append((100 * value[-1], model, color))
-        ends.sort()
-        # Labels as near to their lines as they can be without touching: a line of text takes 13 of the axes' points.
-        bottom, top = axes.get_ylim()
-        steps = np.arange(len(ends)) * 13 * (top - bottom) / (0.8 * height * 72)
-        places = isotonic_regression([end for end, _, _ in ends] - steps).x + steps
-        for (end, model, color), place in zip(ends, places, strict=True):
-            axes.annotate(
-                model,
-                (n_max, end),
-                (1.04, place),
-                textcoords=axes.get_yaxis_transform(),
-                verticalalignment="center",
-                annotation_clip=False,
-                arrowprops={"arrowstyle": "-", "color": color, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3},
-            )
-        axes.set(xlabel="first n recommendations of a session", ylabel=f"Recall@{rows['k'].iloc[0]} in %")
-        drawn = f"{rows['n_drawn'].iloc[0]:,} {rows['drawn'].iloc[0]}s"
-        axes.set_title(f"Bands: 95 % intervals over {drawn}", loc="left", fontsize=8)
-        axes.set_xlim(1 - 0.02 * n_max, 1.02 * n_max)
-        axes.set_xticks(np.unique(np.linspace(1, n_max, min(n_max, 10)).round()))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", alpha=0.3)
-        temporary = file.with_name(f".{file.name}")
-        figure.savefig(temporary, format=file.suffix[1:], metadata={"Date": None} if file.suffix == ".svg" else None)
-    os.replace(temporary, file)
+        raise InputError("first_n_chart: the rows have no figures; make them with first_n_rows")
+    series = [
+        Series(str(model), *(tuple(part[name].tolist()) for name in ("n", "value", "low", "high")))
+        for model, part in rows.groupby("model", sort=False)
+    ]
+    k, drawn, n_drawn = rows[["k", "drawn", "n_drawn"]].iloc[0]
+    return LineChart(
+        "first-n",
+        "The first recommendations of a session",
+        "first n recommendations of a session",
+        f"Recall@{k}",
+        tuple(series),
+        notes=(f"Bands: 95 % intervals over {n_drawn:,} {drawn}s.",),
+    )
 
 
 def _clustered(events: EventTables, against: str) -> tuple[pd.DataFrame, np.ndarray, int]:

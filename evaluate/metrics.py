@@ -1,6 +1,6 @@
-"""Recall, MRR and NDCG at K of one relevant item, from the two rank bounds, exact under ties.
+"""Recall, MRR and NDCG at K of one relevant item, and the reward of a hit, from the two rank bounds, exact under ties.
 
-All three are a mean of per-rank gains over the ranks that the target may have: 1 for Recall, 1/r for MRR and
+The first three are a mean of per-rank gains over the ranks that the target may have: 1 for Recall, 1/r for MRR and
 1/log2(r + 1) for NDCG (whose ideal is 1, as there is one relevant item), each cut off below rank K. With G the running
 sum of the gains, the mean over ranks low+1..high is (G[min(high, K)] - G[min(low, K)]) / (high - low). It is the
 expectation over all orders of the tied items, so that a constant scorer comes out at chance.
@@ -9,10 +9,14 @@ expectation over all orders of the tied items, so that a constant scorer comes o
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METRICS = ("recall", "mrr", "ndcg")
 
@@ -63,3 +67,29 @@ def mrr(rank_low: np.ndarray, rank_high: np.ndarray, k: int, ties: str = "expect
 def ndcg(rank_low: np.ndarray, rank_high: np.ndarray, k: int, ties: str = "expected") -> np.ndarray:
     """NDCG@k of each event, as `metric_at`: 1/log2(rank + 1), 0 below rank k."""
     return metric_at("ndcg", rank_low, rank_high, k, ties)
+
+
+def match_rewards(
+    events: pd.DataFrame,
+    k: int = 1,
+    *,
+    rewards: tuple[float, float] = (1.0, 5.0),
+    gamma: float = 0.99,
+    ties: str = "expected",
+) -> np.ndarray:
+    """What each event of an event table adds to its session's return under ``feedback="match"``, float64 [E].
+
+    gamma^(position - 2) * rewards[kind] * Recall@k: the reward of a click or a purchase (default: IRN paper, section
+    5.1) where the event is among the best k, discounted by the decisions before it. Summed over a session, this is the
+    return in `ReplayEnv(log, slate=k, rewards=rewards)` (k = 1: without a slate) of the agent that always takes the
+    best k. NaN where k is beyond the model's `max_k`.
+
+    Raises `InputError` as `metric_at` does, and for a gamma outside 0..1.
+    """
+    if not 0.0 <= gamma <= 1.0:
+        raise InputError(f"match_rewards: expected gamma in 0..1, found {gamma}")
+    low, high, kind, position, max_k = (
+        events[name].to_numpy() for name in ("rank_low", "rank_high", "kind", "position", "max_k")
+    )
+    gained = gamma ** (position - 2.0) * np.asarray(rewards)[kind] * recall(low, high, k, ties)
+    return np.where((max_k > 0) & (k > max_k), np.nan, gained)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from ..envs.folders import SCHEMA, check_new_folder, read_manifest, write_json
 from ..envs.history import UserHistories
@@ -34,7 +34,16 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 
-EVENTS = "events.parquet"
+Task = Literal["fit", "online"]
+"""How a cell is computed: trained on the training split and ranked on the test split, or learned online."""
+
+Extra = Literal["cold-start"]
+"""Further tables of a finished cell: the ranks of `cold_start_ranks`."""
+
+COLD_START_CAPS = tuple(range(1, 11))
+"""Events after which the state stops growing, in the table ``cold-start.parquet`` of a cell."""
+
+EVENTS, HONESTY = "events.parquet", "honesty.json"
 RUN_FORMAT = "sessiongym.run"
 
 _PACKAGES = ("sessiongym", "torch", "numpy", "numba", "gymnasium", "stable-baselines3")
@@ -49,7 +58,7 @@ class TrainedModel(Protocol):
         train: SessionLog,
         valid: SessionLog | None,
         *,
-        validate: Callable[[Any], float],
+        validate: Callable[[Any], dict[str, float]],
         folder: Path,
         progress: Progress | None,
     ) -> object: ...
@@ -66,13 +75,13 @@ class Cell:
     spec: ModelSpec
     data_fingerprint: str
     seed: int
+    task: Task = "fit"
 
     @property
     def name(self) -> str:
-        """Folder name: a hash of model, configuration, data and seed."""
-        content = json.dumps(
-            [self.spec.family, asdict(self.spec.config), self.data_fingerprint, self.effective_seed], sort_keys=True
-        )
+        """Folder name: a hash of model, configuration, data and seed, and of the task unless it is the usual one."""
+        parts = [self.spec.family, asdict(self.spec.config), self.data_fingerprint, self.effective_seed]
+        content = json.dumps([*parts, *([] if self.task == "fit" else [self.task])], sort_keys=True)
         return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
 
     @property
@@ -80,17 +89,37 @@ class Cell:
         return self.seed if self.spec.trained else 0
 
 
-def compute_cell(cell: Cell, data: PreparedData, cells: Path, device: str, progress: Progress | None = None) -> Path:
-    """The folder of a finished cell, trained and ranked first where there is none. Safe from many processes."""
+def is_finished(folder: Path, extra: Extra | None = None) -> bool:
+    """Whether a cell is there, with the `extra` table."""
+    return folder.exists() and (extra is None or (folder / _file_of(extra)).exists())
+
+
+def compute_cell(
+    cell: Cell,
+    data: PreparedData,
+    cells: Path,
+    device: str,
+    progress: Progress | None = None,
+    extra: Extra | None = None,
+) -> Path:
+    """The folder of a finished cell, trained and ranked first where there is none. Safe from many processes.
+
+    An `extra` table is made from the model of the finished cell, and the cell gets it when it is whole.
+    """
     folder = cells / cell.name
-    if folder.exists():
+    if is_finished(folder, extra):
         return folder
     with _working_folder(folder) as work:
-        if folder.exists():
-            return folder
-        model = _train_into(work, cell.spec, data, cell.effective_seed, device, progress)
-        rank_into(work, model, data)
-        _finish(work, folder)
+        if not folder.exists():
+            if cell.task == "online":
+                _learn_online_into(work, cell, data, device, progress)
+            else:
+                model = _train_into(work, cell.spec, data, cell.effective_seed, device, progress)
+                rank_into(work, model, data, cell.spec.label)
+            _finish(work, folder)
+        if not is_finished(folder, extra):
+            assert extra is not None
+            _add_extra(folder, extra, data, device)
     return folder
 
 
@@ -140,11 +169,17 @@ def open_run(folder: Path, data: PreparedData, device: str) -> tuple[dict[str, A
     return run, cast("TrainedModel", model).load(folder, device)
 
 
-def rank_into(folder: Path, model: Recommender, data: PreparedData) -> pd.DataFrame:
-    """Rank the test split and keep the event table in the folder."""
-    from .events import rank_events
+def rank_into(folder: Path, model: Recommender, data: PreparedData, name: str) -> pd.DataFrame:
+    """Rank the test split and keep the event table in the folder, and what the honesty checks found.
 
-    events = rank_events(model, data.test, train=data.train, histories=UserHistories.of(data, "test"))
+    Raises `HonestyError`, and ranks nothing, where one of them fails for the model, called `name` there.
+    """
+    from .events import rank_events
+    from .honesty import check_model
+
+    histories = UserHistories.of(data, "test")
+    write_json(folder / HONESTY, check_model(model, data, name=name, histories=histories))
+    events = rank_events(model, data.test, train=data.train, histories=histories)
     temporary = folder / f".{EVENTS}"
     events.to_parquet(temporary, index=False)
     os.replace(temporary, folder / EVENTS)
@@ -156,6 +191,13 @@ def read_events(folder: Path) -> pd.DataFrame:
     import pandas as pd
 
     return pd.read_parquet(folder / EVENTS)
+
+
+def read_extra(folder: Path, extra: Extra) -> pd.DataFrame:
+    """An extra table of a finished cell."""
+    import pandas as pd
+
+    return pd.read_parquet(folder / _file_of(extra))
 
 
 def check_ks(ks: tuple[int, ...]) -> None:
@@ -182,21 +224,56 @@ def check_device(device: str) -> str:
     return device
 
 
+def _file_of(extra: Extra) -> str:
+    return f"{extra}.parquet"
+
+
+def _add_extra(folder: Path, extra: Extra, data: PreparedData, device: str) -> None:
+    from .cold_start import cold_start_ranks
+
+    _, model = open_run(folder, data, device)
+    histories = UserHistories.of(data, "test")
+    table = cold_start_ranks(model, data.test, COLD_START_CAPS, train=data.train, histories=histories)
+    temporary = folder / f".{_file_of(extra)}"
+    table.to_parquet(temporary, index=False)
+    os.replace(temporary, folder / _file_of(extra))
+
+
 def _train_into(
     work: Path, spec: ModelSpec, data: PreparedData, seed: int, device: str, progress: Progress | None
 ) -> Recommender:
     started = time.time()
     model = spec.create(seed, device)
     if spec.trained:
-        from .events import validation_recall
+        from .events import validation_scores
 
         trained = cast("TrainedModel", model)
         histories = UserHistories.of(data, "valid")
-        validate = partial(validation_recall, log=data.valid, by=spec.validate_by, histories=histories)
+        validate = partial(validation_scores, log=data.valid, by=spec.validate_by, histories=histories)
         trained.fit(data.train, data.valid, validate=validate, folder=work, progress=progress)
         trained.save(work)
     else:
         model.fit(data.train, data.valid)
+    _describe(work, spec, data, seed, device, "fit", started)
+    return model
+
+
+def _learn_online_into(
+    work: Path, cell: Cell, data: PreparedData, device: str, progress: Progress | None = None
+) -> None:
+    from .honesty import check_model
+    from .online import run_online
+
+    started = time.time()
+    model = cell.spec.create(cell.effective_seed, device)
+    run_online(model, data, folder=work, progress=progress)
+    write_json(work / HONESTY, check_model(model, data, name=cell.spec.label))
+    _describe(work, cell.spec, data, cell.effective_seed, device, cell.task, started)
+
+
+def _describe(
+    work: Path, spec: ModelSpec, data: PreparedData, seed: int, device: str, task: Task, started: float
+) -> None:
     write_json(
         work / "manifest.json",
         {
@@ -206,6 +283,7 @@ def _train_into(
             "family": spec.family,
             "config": asdict(spec.config),
             "seed": seed,
+            "task": task,
             "data": data.fingerprint(),
             "data_path": str(data.path),
             "notes": list(data.notes),
@@ -215,7 +293,6 @@ def _train_into(
             "python": platform.python_version(),
         },
     )
-    return model
 
 
 @contextmanager

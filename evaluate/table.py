@@ -56,7 +56,7 @@ def long_table(
     for model, by_seed in events.items():
         totals, draws = [], []
         for frame in by_seed.values():
-            values = _metric_columns(frame, ks, ties)
+            values = np.stack([event_values(frame, metric, k, ties) for metric in METRICS for k in ks], axis=1)
             in_slices = [session_sums(values[masks[name]], session[masks[name]], len(labels)) for name in SLICES]
             per_session = np.concatenate(in_slices, axis=1)
             totals.append(per_session.sum(axis=0))
@@ -77,15 +77,10 @@ def long_table(
     return pd.concat(parts, ignore_index=True)
 
 
-def _metric_columns(events: pd.DataFrame, ks: Sequence[int], ties: str) -> np.ndarray:
-    """[E, metrics x ks], NaN where K is beyond what the model can be scored at."""
+def event_values(events: pd.DataFrame, metric: str, k: int, ties: str = "expected") -> np.ndarray:
+    """`metric`@k of each event of one model's table, [E] in 0..1; NaN where k is beyond what it can be scored at."""
     low, high, max_k = (events[name].to_numpy() for name in ("rank_low", "rank_high", "max_k"))
-    columns = [
-        np.where((max_k > 0) & (k > max_k), np.nan, metric_at(metric, low, high, k, ties))
-        for metric in METRICS
-        for k in ks
-    ]
-    return np.stack(columns, axis=1)
+    return np.where((max_k > 0) & (k > max_k), np.nan, metric_at(metric, low, high, k, ties))
 
 
 def same_events(events: Mapping[str, Mapping[int, pd.DataFrame]]) -> pd.DataFrame:

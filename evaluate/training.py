@@ -15,50 +15,57 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 
-class _Column(NamedTuple):
+class ScalarColumn(NamedTuple):
+    """A scalar as a column of a table."""
+
     scalar: str
     heading: str
-    format: str = ".1f"
+    decimals: int = 1
     factor: float = 100.0
 
 
 @dataclass(frozen=True)
-class _Section:
+class Section:
+    """A table of scalars."""
+
+    name: str
     title: str
-    columns: tuple[_Column, ...]
+    columns: tuple[ScalarColumn, ...]
     explanation: str
 
 
 # Headings are short so that a table fits into 80 columns.
-_SECTIONS = (
-    _Section(
+SECTIONS = (
+    Section(
+        "policy",
         "What the policy does",
         (
-            _Column("epoch", "epoch", factor=1.0),
-            _Column("validation", "valid."),
-            _Column("entropy", "nats", "z.2f", 1.0),
-            _Column("copy_last", "last"),
-            _Column("copy_any", "any"),
-            _Column("imagined_true", "true"),
-            _Column("imagined_new", "new"),
-            _Column("imagined_bias", "bias"),
+            ScalarColumn("epoch", "epoch", factor=1.0),
+            ScalarColumn("validation", "valid."),
+            ScalarColumn("entropy", "nats", 2, 1.0),
+            ScalarColumn("copy_last", "last"),
+            ScalarColumn("copy_any", "any"),
+            ScalarColumn("imagined_true", "true"),
+            ScalarColumn("imagined_new", "new"),
+            ScalarColumn("imagined_bias", "bias"),
         ),
         "At the epoch kept on validation, mean over seeds, in % but for epoch and nats. Valid.: the Recall@5 on the "
         "validation split that it was kept by. In the states there, nats: entropy of the policy; last: the newest item "
         "is among its top 5; any: some item of the session is; true: items that it would imagine and that occur later "
         "in the session; new: not in it yet; bias: share of the output bias in their logits.",
     ),
-    _Section(
+    Section(
+        "learning",
         "How it learns",
         (
-            _Column("advantage_mean", "adv.", "z.2f", 1.0),
-            _Column("advantage_negative_share", "neg.%"),
-            _Column("value_bias", "V bias", "z.2f", 1.0),
-            _Column("value_calibration_error", "V err.", "z.2f", 1.0),
-            _Column("gradient_norm_policy", "policy", ".3f", 1.0),
-            _Column("gradient_norm_value", "value", ".3f", 1.0),
-            _Column("gradient_norm_supervised", "sup.", ".3f", 1.0),
-            _Column("gradient_norm_imagination", "imag.", ".3f", 1.0),
+            ScalarColumn("advantage_mean", "adv.", 2, 1.0),
+            ScalarColumn("advantage_negative_share", "neg.%"),
+            ScalarColumn("value_bias", "V bias", 2, 1.0),
+            ScalarColumn("value_calibration_error", "V err.", 2, 1.0),
+            ScalarColumn("gradient_norm_policy", "policy", 3, 1.0),
+            ScalarColumn("gradient_norm_value", "value", 3, 1.0),
+            ScalarColumn("gradient_norm_supervised", "sup.", 3, 1.0),
+            ScalarColumn("gradient_norm_imagination", "imag.", 3, 1.0),
         ),
         "At the same epochs, in units of reward but for neg. Adv.: return minus V where the policy was updated; neg.: "
         "share of negative ones; V bias: mean V minus mean return on validation; V err.: calibration error of V there. "
@@ -118,22 +125,27 @@ def training_markdown(training: pd.DataFrame) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _summary(training: pd.DataFrame) -> Iterator[tuple[_Section, pd.DataFrame]]:
-    """Each section that has figures, with its cells: a row for each model and a column for each heading with any."""
+def kept_figures(training: pd.DataFrame, section: Section) -> pd.DataFrame:
+    """The scalars of a section at the epochs that were kept, mean over seeds: models (index) by scalars with any."""
     kept = training.loc[training["kept"].to_numpy(dtype=bool)]
     # Epochs are counted from 1 for people.
     kept = kept.assign(epoch=kept["epoch"] + 1)
-    for section in _SECTIONS:
-        columns = [column for column in section.columns if column.scalar in kept]
-        mean = kept.groupby("model", sort=False)[[column.scalar for column in columns]].mean()
-        mean = mean.dropna(axis="index", how="all").dropna(axis="columns", how="all")
+    scalars = [column.scalar for column in section.columns if column.scalar in kept]
+    mean = kept.groupby("model", sort=False)[scalars].mean()
+    return mean.dropna(axis="index", how="all").dropna(axis="columns", how="all")
+
+
+def _summary(training: pd.DataFrame) -> Iterator[tuple[Section, pd.DataFrame]]:
+    """Each section that has figures, with its cells: a row for each model and a column for each heading with any."""
+    for section in SECTIONS:
+        figures = kept_figures(training, section)
         cells = {
             column.heading: [
-                "" if np.isnan(figure) else format(figure * column.factor, column.format)
-                for figure in mean[column.scalar]
+                "" if np.isnan(figure) else format(figure * column.factor, f"z.{column.decimals}f")
+                for figure in figures[column.scalar]
             ]
-            for column in columns
-            if column.scalar in mean
+            for column in section.columns
+            if column.scalar in figures
         }
         if cells:
-            yield section, pd.DataFrame(cells, index=mean.index)
+            yield section, pd.DataFrame(cells, index=figures.index)

@@ -37,7 +37,7 @@ class Figure:
     """95 % interval, with `high`; None where it is not known."""
     high: float | None = None
     paper: float | None = None
-    """What the paper printed in the same place, of other data."""
+    """What the paper printed in the same place, of other data; in the unit of `value`, so a share where that is one."""
     differs: bool = False
     """Of differences: the interval that holds for all figures compared at once excludes 0."""
 

@@ -18,6 +18,9 @@ from .checkpoint import Learner, Marks, load_checkpoint, part_of, prefixed, save
 Progress = Callable[[int, int, str], None]
 """Called with the updates done, their largest number, and a few words."""
 
+Scores = float | Mapping[str, float]
+"""What a validation gives: a score, or several by name, of which epochs are kept by the one called "validation"."""
+
 CHECKPOINT_SECONDS = 60.0
 """Between two checkpoints within an epoch. When they are written changes nothing in what is trained."""
 
@@ -36,6 +39,11 @@ class Trainer(Learner, Protocol):
     def updates(self, epoch: int, done: int = 0) -> Iterator[int]:
         """Train one epoch, yielding the updates done so far; `done` of them were done before the checkpoint."""
         ...
+
+
+def validated(scores: Scores) -> dict[str, float]:
+    """What a validation gave, as scalars to be kept."""
+    return dict(scores) if isinstance(scores, Mapping) else {"validation": scores}
 
 
 def train_epochs(

@@ -3,6 +3,10 @@
 # pyright: reportGeneralTypeIssues=false
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -10,8 +14,11 @@ import pytest
 import torch
 from sessiongym.envs.log import PURCHASE, SessionLog
 from sessiongym.errors import InputError
+from sessiongym.evaluate.coverage import average_popularity, catalogue_coverage, item_popularity, listed_items
 from sessiongym.evaluate.events import (
+    EXTRA_SLICES,
     SLICES,
+    detailed_slices,
     popularity_deciles,
     purchase_recall,
     rank_events,
@@ -161,6 +168,156 @@ def test_slices_cut_the_events_three_ways(random_log):
         assert not (masks[f"{base}/repeat"] & masks[f"{base}/explore"]).any()
     np.testing.assert_array_equal(masks["purchase"], ~masks["click"])
     assert masks["first"].sum() == (random_log.length > 1).sum()
+
+
+def test_detailed_slices_are_as_by_hand():
+    log = _log(["a", "a b B C b B a A", "D d D E"], n_items=6)
+    train = dataclasses.replace(_log(["a a a a a a a a b", "c"], n_items=6), n_train_items=3)
+    events = rank_events(Table(6), dataclasses.replace(log, n_train_items=3), train=train)
+    masks = detailed_slices(events)
+    assert tuple(masks) == EXTRA_SLICES
+    expected = {
+        "class/first-buy": "0100000 000",
+        "class/basket": "0010001 001",
+        "class/duplicate": "0000100 010",
+        "position/2": "1000000 100",
+        "position/4": "0010000 001",
+        "position/6-10": "0000111 000",
+        "position/11+": "0000000 000",
+        "length/2": "0000000 000",
+        "length/3-5": "0000000 111",
+        "length/6-10": "1111111 000",
+        "decile/0": "0000011 000",
+        "decile/8": "1101100 000",
+        "decile/9": "0010000 000",
+        "training/unseen": "0000000 111",
+    }
+    for name, events_in in expected.items():
+        assert "".join("01"[int(inside)] for inside in masks[name]) == events_in.replace(" ", ""), name
+
+
+@pytest.mark.parametrize("group", ["position", "length", "training"])
+def test_detailed_slices_of_a_group_divide_the_events(random_log, group):
+    masks = detailed_slices(rank_events(Table(12), random_log, train=random_log))
+    assert (np.sum([mask for name, mask in masks.items() if name.startswith(f"{group}/")], axis=0) == 1).all()
+
+
+def test_classes_divide_the_purchases_and_deciles_the_targets_seen(random_log):
+    log = dataclasses.replace(random_log, n_train_items=9)
+    events = rank_events(Table(12), log, train=log)
+    masks = detailed_slices(events)
+    for group, divided in (("class", slice_masks(events)["purchase"]), ("decile", masks["training/seen"])):
+        parts = np.sum([mask for name, mask in masks.items() if name.startswith(f"{group}/")], axis=0)
+        np.testing.assert_array_equal(parts, divided.astype(int))
+
+
+@pytest.mark.parametrize("max_scores", [1, 100, 2**24])
+def test_lists_are_the_best_of_the_row_before_the_event(random_log, max_scores):
+    model = Table(12)
+    events = rank_events(model, random_log, top_k=4, max_scores=max_scores)
+    current = random_log.item[random_log.batch().state_events()]
+    np.testing.assert_array_equal(listed_items(events, 4), np.argsort(-model.scores[current], axis=1)[:, :4])
+    pd.testing.assert_frame_equal(events.iloc[:, :-4], rank_events(Table(12), random_log))
+
+
+@pytest.mark.parametrize("max_k", [0, 1])
+def test_lists_end_where_the_catalogue_or_the_model_does(random_log, max_k):
+    model = Table(12)
+    model.max_k = max_k  # pyright: ignore[reportAttributeAccessIssue]
+    items = listed_items(rank_events(model, random_log, top_k=14), 14)
+    n_listed = max_k or 12
+    assert (items[:, :n_listed] >= 0).all() and (items[:, n_listed:] == -1).all()
+
+
+def test_coverage_and_popularity_are_as_by_hand():
+    train = _log(["a a a a b b c"], n_items=5)
+    log = dataclasses.replace(_log(["a b", "b c d"], n_items=5), n_train_items=3)
+    model = Table(5)
+    model.scores = np.array([[0, 9, 8, 0, 0], [0, 9, 0, 8, 7], [0, 9, 8, 7, 0]] + [[0] * 5] * 2, dtype=np.float32)
+    events = rank_events(model, log, train=train, top_k=3)
+    assert [list(row) for row in listed_items(events, 3)] == [[1, 2, 0], [1, 3, 4], [1, 2, 3]]
+    # Of the items a, b, c that can be recommended; d and e are in lists but not in training.
+    assert [catalogue_coverage(events, k, 3) for k in (1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 1])
+    popularity = item_popularity(train)
+    assert popularity.tolist() == [1, 0.5, 0.25, 0, 0]
+    np.testing.assert_allclose(average_popularity(events, 1, popularity), [0.5] * 3)
+    np.testing.assert_allclose(average_popularity(events, 3, popularity), [1.75 / 3, 0.5 / 3, 0.75 / 3])
+
+
+def test_coverage_and_popularity_beyond_what_a_model_can_list_are_none(random_log):
+    model = Table(12)
+    model.max_k = 1  # pyright: ignore[reportAttributeAccessIssue]
+    events = rank_events(model, random_log, top_k=3)
+    assert 0 < catalogue_coverage(events, 1, 12) <= 1
+    assert np.isnan(catalogue_coverage(events, 2, 12))
+    assert np.isnan(average_popularity(events, 2, item_popularity(random_log))).all()
+
+
+def test_lists_that_were_not_kept_are_refused(random_log):
+    events = rank_events(Table(12), random_log, top_k=3)
+    with pytest.raises(InputError, match=r"lists of 3 items; choose k in 1..3 or rank with .*top_k=5"):
+        catalogue_coverage(events, 5, 12)
+    with pytest.raises(InputError, match="found -1"):
+        rank_events(Table(12), random_log, top_k=-1)
+
+
+_PEAK = """
+import json, sys, tracemalloc
+import numpy as np
+from sessiongym.envs.log import SessionLog
+from sessiongym.evaluate.cold_start import cold_start_ranks
+from sessiongym.evaluate.events import rank_events
+
+N_ITEMS, LENGTH, MAX_SCORES = 20, 100, 2**16
+
+
+class Table:
+    def score_sessions(self, batch):
+        return scores[batch.item[batch.state_events()]]
+
+
+def log_of(n_events):
+    rng = np.random.default_rng(0)
+    n_sessions = n_events // LENGTH
+    return SessionLog(
+        item=rng.integers(0, N_ITEMS, n_events),
+        kind=rng.integers(0, 2, n_events),
+        time=np.arange(n_events),
+        offset=LENGTH * np.arange(n_sessions + 1),
+        session_id=np.arange(n_sessions),
+        item_id=np.arange(N_ITEMS),
+    )
+
+
+scores = np.random.default_rng(1).standard_normal((N_ITEMS, N_ITEMS)).astype(np.float32)
+rank = {
+    "ranks": lambda log: rank_events(Table(), log, train=log, top_k=5, max_scores=MAX_SCORES),
+    "cold start": lambda log: cold_start_ranks(Table(), log, (1, 2), train=log, max_scores=MAX_SCORES),
+}
+beyond = {}
+for name, work in rank.items():
+    work(log_of(1000))
+    for n_events in (10**4, 10**6):
+        log = log_of(n_events)
+        tracemalloc.start()
+        table = work(log)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        beyond.setdefault(name, []).append(peak - int(table.memory_usage().sum()))
+print(json.dumps([beyond, MAX_SCORES * scores.itemsize]))
+"""
+
+
+def test_memory_beside_the_table_is_the_same_for_ten_thousand_events_and_a_million():
+    # One thread, which does not wait for others; what is measured does not depend on it.
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    beyond, score_bytes = json.loads(done.stdout)
+    for of_ten_thousand, of_a_million in beyond.values():
+        assert of_a_million <= of_ten_thousand
+        # One buffer of scores and what is small beside it, never the buffers of two batches.
+        assert of_ten_thousand < 2 * score_bytes
 
 
 def test_purchase_recall_is_that_of_the_table_from_fewer_sessions(random_log):

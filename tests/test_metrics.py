@@ -3,11 +3,12 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sessiongym.errors import InputError
-from sessiongym.evaluate.metrics import METRICS, metric_at, mrr, ndcg, recall
+from sessiongym.evaluate.metrics import METRICS, match_rewards, metric_at, mrr, ndcg, recall
 from sessiongym.evaluate.ranks import rank_bounds
 
 _GAIN = {"recall": lambda r: 1.0, "mrr": lambda r: 1 / r, "ndcg": lambda r: 1 / math.log2(r + 1)}
@@ -59,3 +60,31 @@ def test_unknown_metric_tie_rule_and_k_are_refused():
         recall(*bounds, 5, ties="mean")
     with pytest.raises(InputError, match="found 0"):
         recall(*bounds, 0)
+
+
+def _hits(max_k=0):
+    """Two sessions: click, purchase, click; purchase. Ranks 1, 2 or 3, 1 or 2, never."""
+    return pd.DataFrame(
+        {
+            "session": [0, 0, 0, 1],
+            "position": np.array([2, 3, 4, 2], np.int32),
+            "kind": np.array([0, 1, 0, 1], np.uint8),
+            "rank_low": np.array([0, 1, 0, 9], np.int32),
+            "rank_high": np.array([1, 3, 2, 9], np.int32),
+            "max_k": np.full(4, max_k, np.int16),
+        }
+    )
+
+
+def test_rewards_of_hits_are_as_by_hand():
+    np.testing.assert_allclose(match_rewards(_hits(), gamma=0.5), [1, 0, 0.25 / 2, 0])
+    np.testing.assert_allclose(match_rewards(_hits(), 2, rewards=(0.2, 1), gamma=0.5), [0.2, 0.5 / 2, 0.05, 0])
+    np.testing.assert_allclose(match_rewards(_hits(), 2, gamma=1.0, ties="pessimistic"), [1, 0, 1, 0])
+    np.testing.assert_allclose(match_rewards(_hits(), 9, gamma=0.0), [1, 0, 0, 0])
+
+
+def test_rewards_beyond_what_a_model_can_list_are_none_and_a_discount_above_one_is_refused():
+    assert np.isnan(match_rewards(_hits(max_k=1), 2)).all()
+    assert not np.isnan(match_rewards(_hits(max_k=1), 1)).any()
+    with pytest.raises(InputError, match=r"gamma in 0..1, found 1.5"):
+        match_rewards(_hits(), gamma=1.5)

@@ -1,4 +1,4 @@
-"""The rank kernel against a sort, and what it refuses."""
+"""The rank kernel and the lists of the best items against a sort, and what they refuse."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sessiongym.errors import InputError
 from sessiongym.evaluate import ranks
-from sessiongym.evaluate.ranks import rank_bounds
+from sessiongym.evaluate.ranks import rank_bounds, top_k_items
 
 # Few different values, so that ties are the rule.
 _SCORES = hnp.arrays(
@@ -116,3 +116,79 @@ def test_a_row_of_minus_infinity_is_one_tie():
 def test_rows_and_targets_outside_the_scores_are_refused(case, row, target, message):
     with pytest.raises(InputError, match=message):
         rank_bounds(case[0], np.array(row), np.array(target))
+
+
+@settings(deadline=None, max_examples=60)
+@given(scores=_SCORES, k=st.integers(1, 50))
+def test_lists_are_the_head_of_a_stable_sort(scores, k):
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    found = top_k_items(scores, k)
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == np.int32
+
+
+@pytest.mark.parametrize("n_items", [1, 63, 64, 65, 1000])
+@pytest.mark.parametrize("order", ["rising", "falling", "random", "few values"])
+def test_lists_are_right_in_every_block_and_order(n_items, order):
+    rng = np.random.default_rng(5)
+    rows = {
+        "rising": np.tile(np.arange(n_items), (4, 1)),
+        "falling": np.tile(-np.arange(n_items), (4, 1)),
+        "random": rng.standard_normal((4, n_items)),
+        "few values": rng.integers(0, 5, (4, n_items)),
+    }
+    scores = rows[order].astype(np.float64)
+    for k in (1, 7, n_items):
+        np.testing.assert_array_equal(top_k_items(scores, k), np.argsort(-scores, axis=1, kind="stable")[:, :k])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_lists_of_torch_scores_are_those_of_numpy_scores(case, dtype):
+    scores = case[0]
+    np.testing.assert_array_equal(top_k_items(torch.from_numpy(scores).to(dtype), 9), top_k_items(scores, 9))
+
+
+def test_lists_by_the_path_for_accelerators_agree_with_the_kernel(case, monkeypatch):
+    expected = top_k_items(case[0], 9)
+    monkeypatch.setattr(ranks, "_in_memory", lambda scores: scores)
+    np.testing.assert_array_equal(top_k_items(torch.from_numpy(case[0]), 9), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_lists_of_scores_on_a_gpu_are_those_on_the_cpu(case):
+    np.testing.assert_array_equal(top_k_items(torch.from_numpy(case[0]).cuda(), 9), top_k_items(case[0], 9))
+
+
+def test_the_target_is_listed_where_its_rank_says_so(case):
+    scores, row, target = case
+    low, high = rank_bounds(scores, row, target)
+    for k in (1, 10, 100):
+        listed = (top_k_items(scores, k)[row] == target[:, None]).any(axis=1)
+        assert listed[high <= k].all() and not listed[low >= k].any()
+
+
+def test_kernels_leave_torch_its_threads(case):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        rank_bounds(*case)
+        top_k_items(case[0], 5)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("as_torch", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_lists_of_nan_and_infinity_are_refused_by_row_and_item(case, as_torch, value):
+    scores = case[0]
+    scores[4, 100] = value
+    with pytest.raises(InputError, match=f"row 4: item 100 scores {value}"):
+        top_k_items(torch.from_numpy(scores) if as_torch else scores, 3)
+
+
+def test_lists_without_items_and_scores_of_another_shape_are_refused(case):
+    with pytest.raises(InputError, match="found k = 0"):
+        top_k_items(case[0], 0)
+    with pytest.raises(InputError, match=r"shape \[P, N\], found \(257,\)"):
+        top_k_items(case[0][0], 3)

@@ -121,7 +121,7 @@ def test_a_model_without_weights_is_fitted_anew_when_its_run_is_opened(shop, tmp
     spec = parse_model("session-knn:k=7")
     train_run(tmp_path / "run", spec, shop, 0, "cpu")
     _, model = open_run(tmp_path / "run", shop, "cpu")
-    events = runs.rank_into(tmp_path / "run", model, shop)
+    events = runs.rank_into(tmp_path / "run", model, shop, "most-recent")
     cell = compute_cell(Cell(spec, shop.fingerprint(), 0), shop, tmp_path / "cells", "cpu")
     pd.testing.assert_frame_equal(events, read_events(cell))
 
@@ -180,7 +180,7 @@ def test_many_at_once_compute_every_cell_once_and_whole(shop, tmp_path, monkeypa
         (work / "manifest.json").write_text(str(seed))
 
     monkeypatch.setattr(runs, "_train_into", train_into)
-    monkeypatch.setattr(runs, "rank_into", lambda folder, model, data: None)
+    monkeypatch.setattr(runs, "rank_into", lambda folder, model, data, name: None)
     cells = [Cell(parse_model("a3c-p"), "data", seed) for seed in range(100)]
     together = threading.Barrier(n_workers)
 
