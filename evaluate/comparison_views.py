@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -93,7 +94,12 @@ def figure_lookup(long: pd.DataFrame) -> Callable[[str, str, str, int], Figure]:
         )
         for key in [tuple(key)]
     }
-    return lambda model, slice_name, metric, k: Figure(*table[model, slice_name, metric, k])
+
+    def figure(model: str, slice_name: str, metric: str, k: int) -> Figure:
+        value, low, high = table[model, slice_name, metric, k]
+        return Figure(value, low, high)
+
+    return figure
 
 
 def figure_notes(long: pd.DataFrame, ties: str) -> list[str]:
@@ -221,8 +227,8 @@ def curves(training: pd.DataFrame, scalar: str, labels: Mapping[str, str] | None
     series = []
     for model, frame in training.dropna(subset=[scalar]).groupby("model", sort=False):
         by_epoch = frame.groupby("epoch")[scalar]
-        mean, low, high = by_epoch.mean(), by_epoch.min(), by_epoch.max()
-        several = frame["seed"].nunique() > 1
+        mean, low, high = (cast(pd.Series, values) for values in (by_epoch.mean(), by_epoch.min(), by_epoch.max()))
+        several = len(set(frame["seed"])) > 1
         series.append(
             Series(
                 (labels or {}).get(str(model), str(model)),
@@ -280,4 +286,4 @@ def _n_events(long: pd.DataFrame, slice_name: str, k: int) -> int:
     chosen = long[
         (long["seed"] == MEAN) & (long["slice"] == slice_name) & (long["metric"] == "recall") & (long["k"] == k)
     ]
-    return int(chosen["events"].max())
+    return int(chosen["events"].to_numpy().max())

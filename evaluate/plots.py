@@ -44,29 +44,33 @@ def draw(view: LineChart | HeatMap, file: str | os.PathLike[str]) -> None:
         "font.size": 9,
         "text.parse_math": False,
     }
+    width, height, label_width = _size(view)
+    # A character of the title, which begins where the labels end, is about 0.06 inches wide, a line of it 0.15 high.
+    n_characters = int((width - label_width) / 0.06)
+    said = [line for text in (view.title, *view.notes) for line in wrap(text, n_characters)]
     with rc_context(style):
-        figure = Figure(figsize=_size(view), dpi=200, layout="constrained")
+        figure = Figure(figsize=(width, height + 0.15 * len(said)), dpi=200, layout="constrained")
         axes = figure.subplots()
         if isinstance(view, LineChart):
             _draw_lines(axes, view)
         else:
             _draw_heat_map(axes, view)
-        said = [line for text in (view.title, *view.notes) for line in wrap(text, 100)]
         axes.set_title("\n".join(said), loc="left", fontsize=8)
         temporary = file.with_name(f".{file.name}")
         figure.savefig(temporary, format=file.suffix[1:], metadata={"Date": None} if file.suffix == ".svg" else None)
     os.replace(temporary, file)
 
 
-def _size(view: LineChart | HeatMap) -> tuple[float, float]:
-    """Width and height in inches."""
+def _size(view: LineChart | HeatMap) -> tuple[float, float, float]:
+    """Width and height in inches, without what is said above, and how much of the width is labels on the left."""
     labels = [series.label for series in view.series] if isinstance(view, LineChart) else view.rows
     label_width = 0.07 * max(len(short(label)) for label in labels)
     if isinstance(view, LineChart):
-        return 5.3 + label_width, _lines_height(len(labels))
+        return 5.3 + label_width, _lines_height(len(labels)), 0.5
     # Headings stand at an angle, so they reach up and to the right.
     head_width = 0.05 * max(len(short(column)) for column in view.columns)
-    return 0.3 + label_width + 0.65 * len(view.columns) + head_width, 0.9 + 0.28 * len(labels) + head_width
+    width = max(0.3 + 0.65 * len(view.columns) + head_width, 3.0)
+    return label_width + width, 0.9 + 0.28 * len(labels) + head_width, label_width + 0.1
 
 
 def _lines_height(n_lines: int) -> float:

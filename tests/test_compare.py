@@ -170,7 +170,7 @@ def test_seeds_matter_to_trained_models_only(referenced):
 def test_the_table_goes_to_stdout_and_plain_progress_to_stderr(referenced):
     out, stdout, stderr = referenced
     assert "Purchase, " in stdout and "most-recent:bought=last" in stdout.replace("\n", "")
-    files = "table.csv, table.md, training.csv, events.parquet, manifest.json"
+    files = "table.csv, table.md, training.csv, events.parquet, views.json, manifest.json"
     assert stdout.splitlines()[-1] == f"written to {out}: {files}"
     assert "finished" not in stdout and "\x1b" not in stdout + stderr
     n_cells = 2 * 3 + len(REFERENCES) - 2

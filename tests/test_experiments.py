@@ -4,11 +4,12 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 import pytest
+from sessiongym.agents.config import AgentConfig
 from sessiongym.cli import main
 from sessiongym.envs.log import PreparedData
 from sessiongym.errors import InputError
@@ -22,7 +23,7 @@ from sessiongym.evaluate.experiments.run import make_plan, run_experiment
 from sessiongym.evaluate.exports import read_views
 from sessiongym.evaluate.metrics import recall
 from sessiongym.evaluate.models import REFERENCES, parse_model
-from sessiongym.evaluate.runs import Cell, read_events, read_extra
+from sessiongym.evaluate.runs import Cell, compute_cell, read_events, read_extra
 from sessiongym.evaluate.views import LineChart, Table
 
 TINY = "hidden_units=8,embedding_dim=8,epochs=2"
@@ -41,7 +42,7 @@ def cells(tmp_path_factory):
     return tmp_path_factory.mktemp("cells")
 
 
-def run(name, shop, out, cells, *arguments):
+def run(name, shop, out, cells, *arguments) -> dict[str, Any]:
     """The experiment as the command runs it, without the controls, which are large."""
     main(["experiment", name, "--data", str(shop), "--out", str(out), "--cells", str(cells), "--jobs", "2", *arguments])
     return {view.name: view for view in read_views(out)}
@@ -52,6 +53,18 @@ def without_references(monkeypatch):
     """Experiments without what they add to every table, to be quick."""
     for name, experiment in EXPERIMENTS.items():
         monkeypatch.setitem(EXPERIMENTS, name, replace(experiment, references=False))
+
+
+@pytest.fixture
+def quick(without_references, monkeypatch):
+    """Cells computed in this process, one after the other, and no pictures: other tests have both."""
+
+    def compute(todo, data, cells, jobs, device, extra=None):
+        cells.mkdir(exist_ok=True)
+        return {cell.name: compute_cell(cell, data, cells, device, extra=extra) for cell in todo}
+
+    monkeypatch.setattr("sessiongym.evaluate.experiments.run.compute_cells", compute)
+    monkeypatch.setattr("sessiongym.evaluate.exports.has_figures", lambda view: False)
 
 
 def test_the_command_knows_every_experiment_by_its_name():
@@ -85,6 +98,7 @@ def test_what_concerns_imagination_alone_leaves_other_agents_their_cell():
     made = design(EXPERIMENTS["readings"], "paper")
     before = next(variant for variant in READINGS if variant.changes == "reconstruction=before")
     plain, imagining = made.find("a3c-p@paper", before), made.find("irn-p@paper", before)
+    assert plain is not None and imagining is not None and isinstance(imagining.spec.config, AgentConfig)
     assert plain.spec.config == parse_model("a3c-p@paper").config and not plain.changed
     assert imagining.spec.config.reconstruction == "before" and imagining.changed
 
@@ -99,7 +113,8 @@ def test_models_without_a_knob_stand_beside_the_variants_once():
 def test_tuned_models_take_the_place_of_presets_and_say_so():
     made = design(EXPERIMENTS["table1"], tuned={"irn-p": "irn-p:learning_rate=0.01", "bpr": "bpr"})
     entry = next(entry for entry in made.entries if entry.system.name == "irn-p")
-    assert entry.label == "irn-p (tuned)" and entry.spec.config.learning_rate == 0.01
+    assert isinstance(entry.spec.config, AgentConfig) and entry.spec.config.learning_rate == 0.01
+    assert entry.label == "irn-p (tuned)"
     assert entry.system.label == "IRN-P" and "bpr" in made.models
 
 
@@ -179,7 +194,7 @@ def test_table1_shows_what_compare_computes_and_computes_no_cell_of_it_twice(
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
 
 
-def test_another_experiment_in_the_folder_is_not_replaced_unless_asked(shop, cells, tmp_path, without_references):
+def test_another_experiment_in_the_folder_is_not_replaced_unless_asked(shop, cells, tmp_path, quick):
     run("table1", shop, tmp_path / "out", cells, "--seeds", "1", "--models", "s-pop", "most-recent")
     kept = (tmp_path / "out" / "table.csv").read_bytes()
     plan = make_plan(EXPERIMENTS["table1"], PreparedData.open(shop), cells, n_seeds=1, models=["s-pop"])
@@ -192,7 +207,7 @@ def test_another_experiment_in_the_folder_is_not_replaced_unless_asked(shop, cel
         run_experiment(plan, tmp_path / "mine", overwrite=True)
 
 
-def test_table2_puts_every_density_beside_the_papers(shop, cells, tmp_path, without_references):
+def test_table2_puts_every_density_beside_the_papers(shop, cells, tmp_path, quick):
     agent = f"irn-p:{TINY},imagination_start=0"
     views = run("table2", shop, tmp_path / "out", cells, "--seeds", "1", "--models", agent, "session-knn")
     table = views["density-purchase"]
@@ -203,7 +218,7 @@ def test_table2_puts_every_density_beside_the_papers(shop, cells, tmp_path, with
     assert views["density-purchase-recall"].series[0].x == (0.0, 0.05, 0.1, 1.0)
 
 
-def test_table3_has_a_row_a_planner(shop, cells, tmp_path, without_references):
+def test_table3_has_a_row_a_planner(shop, cells, tmp_path, quick):
     agent = f"irn-p:{TINY},imagination_start=0"
     views = run("table3", shop, tmp_path / "out", cells, "--seeds", "1", "--models", agent)
     table = views["planners"]
@@ -212,7 +227,7 @@ def test_table3_has_a_row_a_planner(shop, cells, tmp_path, without_references):
     assert len(views["differences"].rows) == 3
 
 
-def test_figure3_draws_validation_over_epochs_for_every_density(shop, cells, tmp_path, without_references):
+def test_figure3_draws_validation_over_epochs_for_every_density(shop, cells, tmp_path, quick):
     agent = f"a3c-f:{TINY}"
     views = run("figure3", shop, tmp_path / "out", cells, "--seeds", "2", "--models", agent)
     chart = views["learning-d-01-recall"]
@@ -222,7 +237,7 @@ def test_figure3_draws_validation_over_epochs_for_every_density(shop, cells, tmp
     assert chart.series[0].y[1] == pytest.approx(chosen["purchase_recall@5"].mean())
 
 
-def test_cold_start_ends_where_the_whole_session_is_known(shop, cells, tmp_path, without_references):
+def test_cold_start_ends_where_the_whole_session_is_known(shop, cells, tmp_path, quick):
     views = run("figure4-cold-start", shop, tmp_path / "out", cells, "--seeds", "1", "--models", "session-knn", "s-pop")
     data = PreparedData.open(shop)
     plan = make_plan(EXPERIMENTS["figure4-cold-start"], data, cells, n_seeds=1, models=["s-pop"])
@@ -238,7 +253,7 @@ def test_cold_start_ends_where_the_whole_session_is_known(shop, cells, tmp_path,
     assert views["cold-start-purchase-recall"].series[1].x == tuple(map(float, range(1, 11)))
 
 
-def test_figure4_online_has_both_curves_and_cells_of_its_own(shop, cells, tmp_path, without_references):
+def test_figure4_online_has_both_curves_and_cells_of_its_own(shop, cells, tmp_path, quick):
     agent = f"a3c-p:{TINY}"
     views = run("figure4-online", shop, tmp_path / "out", cells, "--seeds", "2", "--models", agent, "most-recent")
     chart = views["online-stream-purchase-recall"]
@@ -251,7 +266,7 @@ def test_figure4_online_has_both_curves_and_cells_of_its_own(shop, cells, tmp_pa
         make_plan(EXPERIMENTS["figure4-online"], PreparedData.open(shop), cells, models=["session-knn"])
 
 
-def test_ii_rnn_needs_users_and_compares_with_the_rnn(shop, tmp_path, cells):
+def test_ii_rnn_needs_users_and_compares_with_the_rnn(shop, tmp_path, cells, quick):
     with pytest.raises(SystemExit):
         run("ii-rnn", shop, tmp_path / "none", cells)
     folder = tmp_path / "regulars"
@@ -268,11 +283,12 @@ def test_ii_rnn_needs_users_and_compares_with_the_rnn(shop, tmp_path, cells):
     assert views["first-n"].series[0].x[0] == 1.0
 
 
-def test_the_claims_are_differences_of_mean_recall(shop, cells, tmp_path, monkeypatch):
+def test_the_claims_are_differences_of_mean_recall(shop, cells, tmp_path, quick, monkeypatch):
     small = "hidden_units=8,epochs=2"
     systems = tuple(
-        System(system.name, f"{system.paper}{',' if ':' in system.paper else ':'}{small}", system.label)
+        System(system.name, f"{model}{',' if ':' in model else ':'}{small}", system.label)
         for system in EXPERIMENTS["readings"].systems
+        for model in [system.model("paper")]
     )
     monkeypatch.setitem(
         EXPERIMENTS, "readings", replace(EXPERIMENTS["readings"], systems=systems, variants=READINGS[:2])
@@ -285,5 +301,6 @@ def test_the_claims_are_differences_of_mean_recall(shop, cells, tmp_path, monkey
     for claim, figure in zip(CLAIMS, claims.rows[1].figures, strict=True):
         if claim.slice == "purchase":
             expected = sum(weight * value[by_name[name]] for name, weight in claim.weights)
+            assert figure.value is not None and figure.low is not None and figure.high is not None
             assert figure.value == pytest.approx(expected, abs=1e-12)
             assert figure.low <= figure.value <= figure.high

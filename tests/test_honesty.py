@@ -190,7 +190,7 @@ def test_the_error_says_in_which_session_and_after_how_many_events(data):
 
 def test_the_error_survives_the_way_from_a_worker_process():
     error = pickle.loads(pickle.dumps(HonestyError("one line", "future")))
-    assert isinstance(error, InputError) and (str(error), error.check) == ("one line", "future")
+    assert isinstance(error, HonestyError) and (str(error), error.check) == ("one line", "future")
 
 
 class Counts(Markov):

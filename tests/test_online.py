@@ -143,8 +143,8 @@ def test_every_event_but_the_first_of_a_session_is_ranked_once(make, data, tmp_p
     assert sorted(event) == log.batch().target_events().tolist()
     np.testing.assert_array_equal(table["item"], log.item[event])
     np.testing.assert_array_equal(table["kind"], log.kind[event])
-    assert (table["rank_low"] >= 0).all() and (table["rank_high"] > table["rank_low"]).all()
-    assert (table["rank_high"] <= N).all()
+    assert np.all(table["rank_low"] >= 0) and np.all(table["rank_high"] > table["rank_low"])
+    assert np.all(table["rank_high"] <= N)
 
 
 @every_config
@@ -156,7 +156,7 @@ def test_every_event_is_learned_from_once_after_it_was_ranked(config, data, tmp_
     # In the order in which they were ranked, each by weights that had fewer updates than the one that learns from it.
     np.testing.assert_array_equal(np.stack([log.item[event - 1], log.item[event]], axis=1), np.concatenate(taught))
     learned_in = np.repeat(np.arange(len(taught)), [len(rows) for rows in taught])
-    assert (result.stream["update"] <= learned_in).all()
+    assert np.all(result.stream["update"] <= learned_in)
     assert max(map(len, taught)) == config.lanes * config.unroll
 
 

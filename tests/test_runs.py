@@ -52,7 +52,7 @@ def test_train_then_evaluate_is_the_cell_bit_for_bit(shop, tmp_path):
     main(["train", model, "--seed", "3", "--data", str(shop.path), "--out", str(run)])
     main(["evaluate", str(run), "--data", str(shop.path)])
     cell = compute_cell(Cell(parse_model(model), shop.fingerprint(), 3), shop, tmp_path / "cells", "cpu")
-    names = ("model.safetensors", "events.parquet", "scalars.jsonl")
+    names = ("model.safetensors", "events.parquet", "honesty.json", "scalars.jsonl")
     assert _content(run, *names) == _content(cell, *names)
 
 
@@ -83,9 +83,17 @@ def test_an_agent_of_stable_baselines3_is_a_cell_like_any_other(shop, tmp_path, 
     main(["train", model, "--seed", "3", "--data", str(shop.path), "--out", str(run)])
     main(["evaluate", str(run), "--data", str(shop.path)])
     cell = compute_cell(Cell(parse_model(model), shop.fingerprint(), 3), shop, tmp_path / "cells", "cpu")
-    names = ("model.safetensors", "events.parquet", "scalars.jsonl")
+    names = ("model.safetensors", "events.parquet", "honesty.json", "scalars.jsonl")
     assert _content(run, *names) == _content(cell, *names)
-    expected = {"manifest.json", "agent.json", "model.safetensors", "scalars.jsonl", "tensorboard", "events.parquet"}
+    expected = {
+        "manifest.json",
+        "agent.json",
+        "model.safetensors",
+        "scalars.jsonl",
+        "tensorboard",
+        "events.parquet",
+        "honesty.json",
+    }
     assert {path.name for path in cell.iterdir()} == expected
     assert "stable-baselines3" in json.loads((cell / "manifest.json").read_text())["versions"]
 
@@ -139,7 +147,15 @@ def test_a_cell_holds_what_can_be_kept_and_nothing_to_unpickle(shop, tmp_path):
     spec = parse_model(A3C)
     folder = compute_cell(Cell(spec, shop.fingerprint(), 5), shop, tmp_path, "cpu")
     names = {path.name for path in folder.iterdir()}
-    expected = {"manifest.json", "agent.json", "model.safetensors", "scalars.jsonl", "tensorboard", "events.parquet"}
+    expected = {
+        "manifest.json",
+        "agent.json",
+        "model.safetensors",
+        "scalars.jsonl",
+        "tensorboard",
+        "events.parquet",
+        "honesty.json",
+    }
     assert names == expected and [path.name for path in tmp_path.iterdir()] == [folder.name]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["config"]["hidden_units"] == 16 and manifest["seed"] == 5 and manifest["notes"] == list(shop.notes)

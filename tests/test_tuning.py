@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sessiongym.baselines.config import ItemKNNConfig, SessionKNNConfig
 from sessiongym.cli import main
 from sessiongym.envs.log import PreparedData
 from sessiongym.errors import InputError
@@ -143,9 +144,10 @@ def test_the_embedding_of_a_tied_layer_follows_the_units_unless_it_is_set():
 def test_a_space_on_the_command_line_has_the_types_of_the_fields():
     asked = ["learning_rate=1e-4..1e-2:log", "n_sample=none|512", "hidden_units=8..64:log", "order=time|shuffled"]
     space = search_space(parse_model("gru4rec"), asked)
-    assert space["learning_rate"] == Range(1e-4, 1e-2, log=True) and not space["learning_rate"].whole
+    rate, units = space["learning_rate"], space["hidden_units"]
+    assert isinstance(rate, Range) and rate == Range(1e-4, 1e-2, log=True) and not rate.whole
     assert space["n_sample"] == Choices((None, 512)) and space["order"] == Choices(("time", "shuffled"))
-    assert space["hidden_units"] == Range(8, 64, log=True) and space["hidden_units"].whole
+    assert isinstance(units, Range) and units == Range(8, 64, log=True) and units.whole
     assert search_space(parse_model("item-knn"), ["itself=true|false"])["itself"] == Choices((True, False))
 
 
@@ -282,9 +284,10 @@ def test_a_space_no_larger_than_the_budget_is_tried_in_full_and_each_once(shop, 
     asked = ["k=10..12", "alpha=0.5|0.75"]
     result = tune("item-knn:itself=true,regularisation=5", shop, tmp_path, trials=9, space=asked)
     configs = [parse_model(trial.spec).config for trial in result.trials]
+    tried = [(config.k, config.alpha) for config in configs if isinstance(config, ItemKNNConfig)]
     # The preset's k of 100 is outside.
     grid = [(k, alpha) for k in (10, 11, 12) for alpha in (0.5, 0.75)]
-    assert [(config.k, config.alpha) for config in configs] == [(100, 0.75), *grid]
+    assert tried == [(100, 0.75), *grid]
     assert any("the space holds no more, of a budget of 9" in note for note in result.notes)
 
 
@@ -405,7 +408,8 @@ def test_the_views_and_the_file_hold_the_trials(knn):
         rows = list(csv.DictReader(lines))
     assert [float(row["score"]) for row in rows] == scores
     assert [float(row["best_so_far"]) for row in rows] == list(best.y)
-    assert [int(row["k"]) for row in rows] == [parse_model(row["spec"]).config.k for row in rows]
+    configs = [parse_model(row["spec"]).config for row in rows]
+    assert [int(row["k"]) for row in rows] == [config.k for config in configs if isinstance(config, SessionKNNConfig)]
 
 
 def test_experiments_find_the_tuned_models_by_the_names_that_were_asked(shop, tmp_path):

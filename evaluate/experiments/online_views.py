@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pandas as pd
 
@@ -37,9 +37,10 @@ def _chart(rows: pd.DataFrame, curve: str, kind: str, metric: str, k: int) -> Li
     series = []
     for model, frame in chosen.groupby("model", sort=False):
         at = frame.groupby("events_learned")["value"]
-        mean, low, high = (tuple(map(float, values)) for values in (at.mean(), at.min(), at.max()))
-        several = frame["seed"].nunique() > 1
-        events = tuple(map(float, at.groups))
+        over_seeds = [cast(pd.Series, values) for values in (at.mean(), at.min(), at.max())]
+        mean, low, high = (tuple(map(float, values)) for values in over_seeds)
+        several = len(set(frame["seed"])) > 1
+        events = tuple(map(float, over_seeds[0].index))
         series.append(Series(str(model), events, mean, low if several else (), high if several else ()))
     notes = ("Mean over seeds; the band is their range.",)
     if curve == "stream":
@@ -57,7 +58,7 @@ def _chart(rows: pd.DataFrame, curve: str, kind: str, metric: str, k: int) -> Li
 def _last(rows: pd.DataFrame, results: Results, k: int) -> Table:
     """The figures of the last moment."""
     last = rows[rows["events_learned"] == rows["events_learned"].max()]
-    mean = last.groupby(["model", "curve", "slice", "metric"])["value"].mean()
+    mean = cast(pd.Series, last.groupby(["model", "curve", "slice", "metric"])["value"].mean())
     keys = [(curve, kind, metric) for curve in _CURVES for kind in _KINDS for metric in ("recall", "mrr")]
     return Table(
         "online",

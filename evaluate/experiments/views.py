@@ -141,7 +141,7 @@ def _figure3(results: Results) -> list[View]:
     design = results.design
     for variant in design.variants:
         labels = {entry.label: entry.model for entry in design.entries if entry.variant == variant}
-        training = results.training[results.training["model"].isin(list(labels))]
+        training = results.training.loc[results.training["model"].isin(list(labels))]
         for metric, heading in (("recall", "Recall"), ("mrr", "MRR")):
             scalar = f"purchase_{metric}@5"
             if scalar in training and (series := curves(training, scalar, labels)):
@@ -238,7 +238,8 @@ def _series(label: str, points: Sequence[tuple[float, Figure]]) -> Series:
 
 
 def _figure(row: pd.Series) -> Figure:
-    return Figure(*(None if np.isnan(row[name]) else float(row[name]) for name in ("value", "low", "high")))
+    value, low, high = (None if np.isnan(row[name]) else float(row[name]) for name in ("value", "low", "high"))
+    return Figure(value, low, high)
 
 
 def _labels_of(results: Results) -> Mapping[str, str]:
