@@ -104,7 +104,7 @@ def test_every_command_is_one_that_the_command_line_takes(arguments, monkeypatch
     monkeypatch.setattr(cli, "_run", taken.append)
     cli.main(arguments)
     (command,) = taken
-    parse_models(getattr(command, "models", DEFAULT_MODELS))
+    parse_models(getattr(command, "models", None) or DEFAULT_MODELS)
     parse_model(getattr(command, "model", DEFAULT_MODELS[0]))
 
 
