@@ -105,13 +105,15 @@ class ModelSpec:
 
     @property
     def validate_by(self) -> ValidateBy:
-        """What its training chooses an epoch by."""
+        """What its training chooses an epoch by, and tuning a configuration."""
         match self.config:
             case AgentConfig() | SQNConfig():
                 return self.config.validation
             case Schedule():
                 return self.config.validate_by
-        return "purchase"
+            case SB3Config():
+                return "purchase"
+        return "mean"
 
     def create(self, seed: int, device: str) -> Recommender:
         """The model, not fitted yet."""
