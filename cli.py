@@ -64,6 +64,8 @@ class Compare:
     """cpu, cuda, cuda:N or auto."""
     tuned: Path | None = None
     """Folder that `tune` wrote: models found there are compared as tuned."""
+    last: bool = False
+    """Rank trained models with the weights of their last epoch too, beside the epoch that validation chose."""
     cells: Path | None = None
     """Folder of finished cells, shared by comparisons (default: `cells` beside --out)."""
     overwrite: bool = False
@@ -463,6 +465,7 @@ def _compare(command: Compare) -> None:
         ties=command.ties,
         against=command.against,
         tuned=_tuned(command.tuned, data),
+        last=command.last,
         overwrite=command.overwrite,
     )
     from rich.console import Console

@@ -36,6 +36,7 @@ from ..nn.checkpoint import (
     part_of,
     prefixed,
     save_checkpoint,
+    save_last,
 )
 from ..nn.training import Scores, validated
 from ..scalars import ScalarLog
@@ -221,6 +222,8 @@ class _Rounds(BaseCallback):
 
     def close(self) -> None:
         self.scalars.close()
+        if self.folder is not None:
+            save_last(self.folder, self.agent.weights())
         self.agent.set_weights(self.marks.best)
 
     def _begin(self) -> None:

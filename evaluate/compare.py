@@ -13,7 +13,7 @@ from ..errors import InputError
 from .honesty import check_data
 from .models import REFERENCES, ModelSpec, parse_model, parse_models
 from .pool import compute_cells, default_jobs
-from .runs import Cell, check_device, check_ks, read_events
+from .runs import RUN_FORMAT, Cell, check_device, check_ks, read_events, read_extra
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +50,7 @@ def compare(
     ties: str = "expected",
     against: str | None = None,
     tuned: Mapping[str, str] | None = None,
+    last: bool = False,
     overwrite: bool = False,
 ) -> Comparison:
     """Train and rank every (model, seed) that is not there yet, and write the tables to `out`.
@@ -57,7 +58,8 @@ def compare(
     `references` adds the shortcuts and controls that every comparison should carry. Finished cells live in `cells`
     (default: beside `out`) and are shared by all comparisons there. Interrupted, the same call goes on. `against` names
     a model of the comparison to which the paired differences of all others are added; another one makes the tables
-    anew and nothing else. `tuned` gives models to be taken instead of others, as `tuned_specs` does.
+    anew and nothing else. `tuned` gives models to be taken instead of others, as `tuned_specs` does. With
+    `last` trained models are also ranked with the weights of their last epoch, as models of their own.
     `out` gets ``table.csv`` (long form), ``table.md``, ``differences.csv`` (`paired_differences`, with `against` only),
     ``training.csv`` (every scalar of every epoch), ``views.json`` (what a report shows), ``events.parquet`` (the rank
     of every event under every model and seed) and ``manifest.json``. Raises `InputError` for options as `check_options`
@@ -79,6 +81,7 @@ def compare(
         "data": data.fingerprint(),
         "ks": list(ks),
         "ties": ties,
+        "last": last,
     }
     _check_plan(out, plan, overwrite)
     # A place that cannot be written is found out now, not after the training.
@@ -86,7 +89,7 @@ def compare(
 
     todo = [Cell(spec, data.fingerprint(), seed) for spec in by_title.values() for seed in range(n_seeds)]
     cells = cells or out.parent / "cells"
-    folders = compute_cells(todo, data, cells, jobs or default_jobs(device), device)
+    folders = compute_cells(todo, data, cells, jobs or default_jobs(device), device, "last" if last else None)
     by_model = {
         title: {seed: folders[Cell(spec, data.fingerprint(), seed).name] for seed in range(n_seeds)}
         for title, spec in by_title.items()
@@ -185,7 +188,11 @@ def _write(
         notes.append(f"{plan['seeds']} seed(s): a published table needs at least 5.")
     if left_out:
         notes.append(f"Left out, because the log has no users: {', '.join(left_out)}.")
-    events = {model: {seed: read_events(f) for seed, f in by_seed.items()} for model, by_seed in folders.items()}
+    events = {}
+    for model, by_seed in folders.items():
+        events[model] = {seed: read_events(folder) for seed, folder in by_seed.items()}
+        if plan["last"] and parse_model(read_manifest(by_seed[0], RUN_FORMAT)["model"]).trained:
+            events[f"{model} (last epoch)"] = {seed: read_extra(folder, "last") for seed, folder in by_seed.items()}
     long, training = long_table(events, ks, ties), training_table(folders)
     differences = pd.DataFrame() if against is None else paired_differences(events, against, headline_k(long), ties)
     rows = [

@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import platform
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,11 +39,14 @@ Progress = Callable[[int, int, str], None]
 Task = Literal["fit", "online"]
 """How a cell is computed: trained on the training split and ranked on the test split, or learned online."""
 
-Extra = Literal["cold-start"]
-"""Further tables of a finished cell: the ranks of `cold_start_ranks`."""
+Extra = Literal["cold-start", "last"]
+"""Further tables of a finished cell: the ranks of `cold_start_ranks`, and those under the last epoch's weights."""
 
 COLD_START_CAPS = tuple(range(1, 11))
 """Events after which the state stops growing, in the table ``cold-start.parquet`` of a cell."""
+
+LAST = "last.safetensors"
+"""Weights of the last epoch, as `nn.checkpoint` names them."""
 
 EVENTS, HONESTY = "events.parquet", "honesty.json"
 RUN_FORMAT = "sessiongym.run"
@@ -230,13 +235,34 @@ def _file_of(extra: Extra) -> str:
 
 def _add_extra(folder: Path, extra: Extra, data: PreparedData, device: str) -> None:
     from .cold_start import cold_start_ranks
+    from .events import rank_events
 
-    _, model = open_run(folder, data, device)
-    histories = UserHistories.of(data, "test")
-    table = cold_start_ranks(model, data.test, COLD_START_CAPS, train=data.train, histories=histories)
+    ranked: dict[str, Any] = {"train": data.train, "histories": UserHistories.of(data, "test")}
+    if extra == "cold-start":
+        _, model = open_run(folder, data, device)
+        table = cold_start_ranks(model, data.test, COLD_START_CAPS, **ranked)
+    else:
+        table = rank_events(_with_last_weights(folder, data, device), data.test, **ranked)
     temporary = folder / f".{_file_of(extra)}"
     table.to_parquet(temporary, index=False)
     os.replace(temporary, folder / _file_of(extra))
+
+
+def _with_last_weights(folder: Path, data: PreparedData, device: str) -> Recommender:
+    """The model of a run as its training ended, whichever epoch was the best."""
+    run = read_manifest(folder, RUN_FORMAT)
+    if not parse_model(run["model"]).trained:
+        return open_run(folder, data, device)[1]
+    if not (folder / LAST).exists():
+        raise InputError(
+            f"{folder / LAST}: not found, so an earlier version computed this cell; remove {folder} to compute it anew"
+        )
+    with tempfile.TemporaryDirectory() as copy:
+        for name in ("manifest.json", "agent.json", "model.json"):
+            if (folder / name).exists():
+                shutil.copyfile(folder / name, Path(copy) / name)
+        shutil.copyfile(folder / LAST, Path(copy) / "model.safetensors")
+        return open_run(Path(copy), data, device)[1]
 
 
 def _train_into(

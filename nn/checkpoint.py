@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, LAST = "checkpoint.safetensors", "last.safetensors"
 
 
 class Learner(Protocol):
@@ -75,6 +75,11 @@ def load_checkpoint(folder: Path | None, learner: Learner) -> Marks:
     return Marks(
         **json.loads(metadata["marks"]), best=part_of(tensors, "best"), history=json.loads(metadata["history"])
     )
+
+
+def save_last(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Keep the weights that training ended with beside those of the best epoch, under the same names."""
+    save_file({name: weight.detach().clone().contiguous() for name, weight in weights.items()}, folder / LAST)
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..scalars import ScalarLog
-from .checkpoint import Learner, Marks, load_checkpoint, part_of, prefixed, save_checkpoint
+from .checkpoint import Learner, Marks, load_checkpoint, part_of, prefixed, save_checkpoint, save_last
 
 Progress = Callable[[int, int, str], None]
 """Called with the updates done, their largest number, and a few words."""
@@ -62,9 +62,9 @@ def train_epochs(
     score that the best epoch is chosen by; without one it is the last epoch) and any other. Training stops after
     `patience` epochs that are no better than the best.
 
-    With a `folder` scalars and checkpoints are written there, and training goes on from one it finds: a run cut off at
-    any moment and continued ends with the same weights as one left alone. Raises `BrokenExecutor` with the epoch and
-    what is kept where the trainer does.
+    With a `folder` scalars, checkpoints and at the end the last weights (`save_last`) are written there, and training
+    goes on from a checkpoint it finds: a run cut off at any moment and continued ends as one left alone. Raises
+    `BrokenExecutor` with the epoch and what is kept where the trainer does.
     """
     marks = load_checkpoint(folder, trainer)
     scalars = ScalarLog(folder, marks.history)
@@ -81,6 +81,8 @@ def train_epochs(
                 save_checkpoint(folder, trainer, marks)
     finally:
         scalars.close()
+    if folder is not None:
+        save_last(folder, weights())
     return marks.best
 
 

@@ -13,8 +13,9 @@ from sessiongym.cli import main
 from sessiongym.envs.log import PreparedData
 from sessiongym.errors import InputError
 from sessiongym.evaluate import runs
+from sessiongym.evaluate.events import rank_events
 from sessiongym.evaluate.models import parse_model
-from sessiongym.evaluate.runs import Cell, check_device, compute_cell, open_run, read_events, train_run
+from sessiongym.evaluate.runs import Cell, check_device, compute_cell, open_run, read_events, read_extra, train_run
 
 TINY = "hidden_units=16,embedding_dim=16"
 A3C = f"a3c-p:{TINY},epochs=3"
@@ -93,6 +94,7 @@ def test_an_agent_of_stable_baselines3_is_a_cell_like_any_other(shop, tmp_path, 
         "tensorboard",
         "events.parquet",
         "honesty.json",
+        "last.safetensors",
     }
     assert {path.name for path in cell.iterdir()} == expected
     assert "stable-baselines3" in json.loads((cell / "manifest.json").read_text())["versions"]
@@ -155,6 +157,7 @@ def test_a_cell_holds_what_can_be_kept_and_nothing_to_unpickle(shop, tmp_path):
         "tensorboard",
         "events.parquet",
         "honesty.json",
+        "last.safetensors",
     }
     assert names == expected and [path.name for path in tmp_path.iterdir()] == [folder.name]
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -218,3 +221,22 @@ def test_the_cpu_is_always_there_and_auto_finds_something():
     for wrong in ("", "tpu", "cuda:-1", "cuda:x", "cpu:0"):
         with pytest.raises(InputError, match="expected cpu, cuda, cuda:N or auto"):
             check_device(wrong)
+
+
+@pytest.mark.parametrize(
+    "model", ["lstm:hidden_units=8,embedding_dim=8,epochs=3", "rnn:hidden_units=8,epochs=3", "bpr:epochs=3"]
+)
+def test_the_last_weights_are_those_of_a_training_that_chooses_nothing(shop, tmp_path, model):
+    spec = parse_model(model)
+    cell = compute_cell(Cell(spec, shop.fingerprint(), 0), shop, tmp_path / "cells", "cpu", extra="last")
+    last = spec.create(0, "cpu")
+    last.fit(shop.train, None)
+    pd.testing.assert_frame_equal(read_extra(cell, "last"), rank_events(last, shop.test, train=shop.train))
+
+
+def test_a_cell_without_last_weights_says_what_to_do(shop, tmp_path):
+    cell = Cell(parse_model("bpr:epochs=1"), shop.fingerprint(), 0)
+    folder = compute_cell(cell, shop, tmp_path / "cells", "cpu")
+    (folder / "last.safetensors").unlink()
+    with pytest.raises(InputError, match=r"remove .* to compute it anew"):
+        compute_cell(cell, shop, tmp_path / "cells", "cpu", extra="last")
