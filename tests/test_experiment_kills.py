@@ -69,8 +69,8 @@ def test_killed_at_any_moment_and_continued_it_ends_as_if_left_alone(shop, tmp_p
         rounds, before, ended = rounds + 1, {}, False
         while not ended:
             process = start(shop, folder)
-            # Long enough now and then for an epoch to end, so that a round ends some day.
-            patience = rng.uniform(0.1, 1.2) * whole if killed < KILLS else 600
+            # Long enough now and then for an epoch or a cell to end, so that a round ends some day.
+            patience = rng.uniform(0.05, 0.8) * whole if killed < KILLS else 600
             try:
                 status = process.wait(patience)
                 assert status == 0, (folder / "log").read_text()
