@@ -23,7 +23,7 @@ FLOORS = [
     {"nn"},
     {"agents", "baselines"},
     {"evaluate"},
-    {"describe"},
+    {"describe", "commands"},
     {"cli"},
     {"__main__"},
 ]
