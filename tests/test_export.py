@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sessiongym import cli
+from sessiongym.commands import TransitionOptions
 from sessiongym.envs import export
 from sessiongym.envs.export import Exported, export_minari, export_parquet, items_file
 from sessiongym.envs.log import PreparedData, SessionLog
@@ -302,10 +303,10 @@ def test_the_command_line_passes_every_option_on(shop, tmp_path, capsys):
 
 def test_options_of_the_command_are_those_of_the_environment():
     replay = {field.name: field.default for field in fields(ReplayOptions)}
-    for field in fields(cli.TransitionOptions):
+    for field in fields(TransitionOptions):
         assert field.default == replay[field.name]
     # Those that logged events leave no choice about.
-    assert replay.keys() - {field.name for field in fields(cli.TransitionOptions)} <= {
+    assert replay.keys() - {field.name for field in fields(TransitionOptions)} <= {
         "feedback",
         "order",
         "slate",

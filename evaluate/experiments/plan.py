@@ -26,6 +26,19 @@ from ..runs import Cell, Extra, is_finished
 PROBE_EVENTS = 4_000
 """Training events of a probe."""
 
+_NO_WORK = (
+    "policy_weight",
+    "value_gradient",
+    "value_at",
+    "value_target",
+    "entropy_weight",
+    "bootstrap",
+    "density",
+    "drop",
+)
+_NO_WORK += ("kinds", "reconstruction", "imagination_start", "imagination_warmup", "imagination_gate")
+"""Fields of an agent that hardly change how long it trains, so that one probe stands for all their values."""
+
 
 @dataclass(frozen=True)
 class PlannedCell:
@@ -49,11 +62,11 @@ def plan_cells(
 ) -> list[PlannedCell]:
     """Each distinct cell once, those that are missing with an estimate where `probe` is on.
 
-    A cell of the same configuration and data that another seed has finished says how long it took. Otherwise the model
-    is trained for one epoch on some of the training sessions. The estimate is of all epochs of the configuration, so a
-    training that stops early takes less.
+    A cell of the same configuration and data that another seed has finished says how long it took. Otherwise the model,
+    or one that does the same work, is trained for one epoch on some of the training sessions. The estimate is of all
+    epochs of the configuration, so a training that stops early takes less.
     """
-    known = _known_seconds(cells, data.fingerprint())
+    known, probed = _known_seconds(cells, data.fingerprint()), {}
     planned: dict[str, PlannedCell] = {}
     if probe:
         # As the processes that compute cells have.
@@ -65,12 +78,13 @@ def plan_cells(
                 continue
             finished, seconds = is_finished(cells / cell.name, extra), None
             if not finished and probe:
-                key = _configuration(cell)
-                if key not in known:
+                seconds = known.get(_configuration(cell))
+                work = _same_work(cell.spec)
+                if seconds is None and work not in probed:
                     if progress is not None:
                         progress(f"probing {label}")
-                    known[key] = probe_seconds(cell.spec, data, device)
-                seconds = known[key]
+                    probed[work] = probe_seconds(cell.spec, data, device)
+                seconds = probed[work] if seconds is None else seconds
             planned[cell.name] = PlannedCell(label, cell, finished, seconds)
     return list(planned.values())
 
@@ -156,6 +170,15 @@ def _epochs(spec: ModelSpec, n_events: int) -> float:
         return spec.config.total_steps / spec.config.evaluation_steps
     most = getattr(spec.config, "max_events", float("inf"))
     return min(getattr(spec.config, "epochs", 1), max(most / n_events, 1.0))
+
+
+def _same_work(spec: ModelSpec) -> str:
+    """Equal for configurations that take about as long."""
+    config = asdict(spec.config)
+    if isinstance(spec.config, AgentConfig):
+        config = {name: value for name, value in config.items() if name not in _NO_WORK}
+        config["imagination_weight"] = spec.config.imagination_weight > 0
+    return json.dumps([spec.family, config], sort_keys=True)
 
 
 def _configuration(cell: Cell) -> str:
