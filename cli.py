@@ -27,6 +27,7 @@ from .commands import (
     Info,
     LastFM,
     MakeShop,
+    OffPolicy,
     Prepare,
     RecSys15,
     Reddit,
@@ -86,6 +87,8 @@ def _run(command: Any) -> None:
             _report(command)
         case Tune():
             _tune(command)
+        case OffPolicy():
+            _off_policy(command)
         case Train():
             _train(command)
         case Evaluate():
@@ -226,6 +229,46 @@ def _tune(command: Tune) -> None:
     for note in result.notes:
         print(f"note: {note}")
     print(f"written to {result.folder}: best.json, trials.csv")
+
+
+def _off_policy(command: OffPolicy) -> None:
+    from rich.console import Console
+
+    from .envs.folders import SCHEMA, check_new_folder, new_folder, write_json
+    from .evaluate.exports import table_console, write_views
+    from .evaluate.models import parse_models
+    from .evaluate.off_policy_table import coverage_table, estimates_table, recorded_estimates
+
+    check_new_folder(command.out, command.overwrite)
+    head: dict[str, Any] = {"format": "sessiongym.off-policy", "schema": SCHEMA, "notes": []}
+    if command.data is None:
+        views = [coverage_table()]
+    elif not command.estimate_propensities:
+        raise InputError(
+            f"{command.data}: a recorded log does not say how probable its recommendations were, and no estimate holds "
+            "without; pass --estimate-propensities to have them guessed and the figures marked"
+        )
+    else:
+        data, views = _open_data(command.data), []
+        for number, spec in enumerate(parse_models(command.models), start=1):
+            model = spec.create(0, "cpu").fit(data.train, data.valid)
+            outcomes = recorded_estimates(
+                model,
+                data.test,
+                guess_propensities=True,
+                temperature=command.temperature,
+                min_effective_sample_size=command.min_effective_sample_size,
+            )
+            table = estimates_table(outcomes, name=f"off-policy-{number}")
+            views.append(replace(table, title=f"{table.title}: {spec.label}"))
+        head |= {"models": [spec.label for spec in parse_models(command.models)], "data": data.fingerprint()}
+        head |= {"data_path": str(data.path), "notes": list(data.notes)}
+    with new_folder(command.out, overwrite=command.overwrite) as work:
+        write_views(work, views)
+        write_json(work / "manifest.json", head)
+    for view in views:
+        Console().print(table_console(view))
+    print(f"written to {command.out}: views.json, tables")
 
 
 def _train(command: Train) -> None:

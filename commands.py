@@ -142,6 +142,29 @@ class Report:
 
 
 @dataclass(frozen=True)
+class OffPolicy:
+    """Estimate what other policies would have earned a session, or refuse to.
+
+    Without --data: how far such estimates hold, in a shop small enough for the truth to be computed.
+    """
+
+    data: Path | None = None
+    """Folder that `prepare` or `shop` wrote."""
+    models: list[str] = field(default_factory=lambda: ["session-knn"])
+    """Fitted on train; each serves by drawing from the softmax of its scores."""
+    estimate_propensities: bool = False
+    """Guess the propensities, which recorded logs do not have; the figures are marked."""
+    temperature: float = 1.0
+    """Of the softmax."""
+    min_effective_sample_size: float = 100.0
+    """Sessions below which an estimate is refused; 0: never for that."""
+    out: Path = Path("runs/off-policy")
+    """Folder for views.json and tables."""
+    overwrite: bool = False
+    """Replace the folder if it exists."""
+
+
+@dataclass(frozen=True)
 class Train:
     """Train one model into a folder of its own."""
 
@@ -373,6 +396,7 @@ Command = (
     | Annotated[RunExperiment, subcommand("experiment")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Tune, subcommand("tune")]
+    | Annotated[OffPolicy, subcommand("off-policy")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Prepare, subcommand("prepare")]

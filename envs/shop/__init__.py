@@ -3,5 +3,15 @@
 from .config import ShopConfig
 from .describe import describe
 from .shop import Shop
+from .tabular import TabularShop, TabularShopConfig, exact_value, optimal_policy, simulate
 
-__all__ = ["Shop", "ShopConfig", "describe"]
+__all__ = [
+    "Shop",
+    "ShopConfig",
+    "TabularShop",
+    "TabularShopConfig",
+    "describe",
+    "exact_value",
+    "optimal_policy",
+    "simulate",
+]
