@@ -1,6 +1,7 @@
 """sessiongym: a testbed for reinforcement learning on recorded shopping sessions.
 
-Importing it registers the environment ``sessiongym/Replay-v0``. What is named here is imported on first use.
+Importing it registers the environments ``sessiongym/Replay-v0``, ``Shop-v0`` and ``TabularShop-v0``. What is named here
+is imported on first use.
 """
 
 import importlib
@@ -14,6 +15,12 @@ register(
     id="sessiongym/Replay-v0",
     entry_point="sessiongym.envs.replay:ReplayEnv",
     vector_entry_point="sessiongym.envs.replay:ReplayVectorEnv",
+)
+register(id="sessiongym/TabularShop-v0", entry_point="sessiongym.envs.shop.tabular:TabularShopEnv")
+register(
+    id="sessiongym/Shop-v0",
+    entry_point="sessiongym.envs.shop.live:ShopEnv",
+    vector_entry_point="sessiongym.envs.shop.live:ShopVectorEnv",
 )
 
 _PUBLIC = {
