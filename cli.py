@@ -15,8 +15,8 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from .commands import (
-    SHOP_ITEMS,
     SHOP_SESSIONS,
+    Calibrate,
     ChoiceSets,
     Command,
     Compare,
@@ -98,6 +98,8 @@ def _run(command: Any) -> None:
         case MakeShop():
             _make_shop(command)
             _info(command.out)
+        case Calibrate():
+            _calibrate(command)
         case Export():
             _export(command.target)
         case Info():
@@ -161,7 +163,7 @@ def _default_shop(parent: Path, users: bool = False) -> Path:
         options = replace(SHOP_OPTIONS, user_split="share", min_user_sessions=3)
         shop = MakeShop(out=folder, items=400, users=800, taste_persistence=0.8, options=options)
     else:
-        folder = parent / f"shop-{SHOP_SESSIONS}x{SHOP_ITEMS}-seed0"
+        folder = parent / f"shop-{SHOP_SESSIONS}x1000-seed0"
         shop = MakeShop(out=folder)
     if not folder.exists():
         _make_shop(shop)
@@ -347,14 +349,41 @@ def _prepare(source: RecSys15 | Taobao | Rees46 | Table | ChoiceSets | LastFM | 
 
 def _make_shop(command: MakeShop) -> None:
     from .envs.folders import check_new_folder
-    from .envs.shop.config import ShopConfig
+    from .envs.shop.config import ShopConfig, load_config
     from .envs.shop.prepare import prepare_shop
 
     check_new_folder(command.out, command.overwrite)
-    named = ShopConfig(n_items=command.items, users=command.users, taste_persistence=command.taste_persistence)
-    config = changed(named, command.knobs, f"--knobs {command.knobs}", "the shop")
+    config = ShopConfig() if command.config is None else load_config(command.config)
+    named = {"n_items": command.items, "users": command.users, "taste_persistence": command.taste_persistence}
+    config = replace(config, **{name: value for name, value in named.items() if value is not None})
+    config = changed(config, command.knobs, f"--knobs {command.knobs}", "the shop")
     data = prepare_shop(command.sessions, config, command.options, _say)
     data.save(command.out, command.overwrite)
+
+
+def _calibrate(command: Calibrate) -> None:
+    from functools import partial
+
+    from rich.console import Console
+
+    from .envs.shop.calibrate import calibrate
+    from .envs.shop.config import ShopConfig, check_config_file, save_config
+    from .envs.shop.target import target_of
+    from .evaluate.exports import table_console
+    from .evaluate.shop_views import calibration_table
+    from .progress import ProgressDisplay
+
+    check_config_file(command.out, command.overwrite)
+    config = changed(ShopConfig(), command.knobs, f"--knobs {command.knobs}", "the shop")
+    data = _open_data(command.data)
+    with ProgressDisplay() as display:
+        target = target_of(data.train, str(command.data), seed=max(command.seed, 0))
+        found = calibrate(target, config=config, seed=command.seed, progress=partial(display.update, "calibrate"))
+        display.finish("calibrate", "finished")
+    save_config(found.config, command.out, command.overwrite)
+    Console().print(table_console(calibration_table(found)))
+    next_command = f"sessiongym shop --config {command.out} --sessions {data.train.n_sessions} --out shop"
+    print(f"written to {command.out}; next: {next_command}")
 
 
 def _export(target: ExportParquet | ExportMinari) -> None:

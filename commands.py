@@ -24,7 +24,7 @@ from .envs.sources.options import (
 from .evaluate.experiments.definitions import ExperimentName
 from .evaluate.models import DEFAULT_MODELS
 
-SHOP_SESSIONS, SHOP_ITEMS = 4_000, 1_000
+SHOP_SESSIONS = 4_000
 """Of the shop that a command makes where it is given no data."""
 
 
@@ -302,6 +302,22 @@ class Prepare:
 
 
 @dataclass(frozen=True)
+class Calibrate:
+    """Fit the knobs of the simulated shop to the training split of a log; print target and achieved side by side."""
+
+    data: Path
+    """Folder that `prepare` or `shop` wrote."""
+    out: Path = Path("shop.json")
+    """File of knobs to write, for `shop --config`."""
+    knobs: str = ""
+    """FIELD=VALUE,...: where the search begins, and the value of knobs that no figure tells of."""
+    seed: int = 0
+    """Seed of the simulated logs."""
+    overwrite: bool = False
+    """Replace the file if it exists."""
+
+
+@dataclass(frozen=True)
 class MakeShop:
     """Simulate a shop and prepare its log."""
 
@@ -309,12 +325,14 @@ class MakeShop:
     """Folder to write."""
     sessions: int = SHOP_SESSIONS
     """Sessions to simulate."""
-    items: int = SHOP_ITEMS
-    """Items in the catalogue."""
-    users: int = 0
-    """Shoppers who return; 0: every session is a stranger's."""
-    taste_persistence: float = 0.0
-    """Chance that a returning shopper looks for the same as before."""
+    config: Path | None = None
+    """Knobs that `calibrate` wrote; those below change them."""
+    items: int | None = None
+    """Items in the catalogue (default: 1,000)."""
+    users: int | None = None
+    """Shoppers who return; 0, the default: every session is a stranger's."""
+    taste_persistence: float | None = None
+    """Chance that a returning shopper looks for the same as before (default: 0)."""
     knobs: str = ""
     """FIELD=VALUE,...: any other field of `ShopConfig`, for example drift=0,wander=0.5."""
     options: PrepareOptions = SHOP_OPTIONS
@@ -401,6 +419,7 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Prepare, subcommand("prepare")]
     | Annotated[MakeShop, subcommand("shop")]
+    | Annotated[Calibrate, subcommand("calibrate")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Info, subcommand("info")]
 )

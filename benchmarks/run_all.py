@@ -25,6 +25,7 @@ BENCHMARKS = (
     "session_knn",
     "rnn",
     "shop",
+    "live_shop",
 )
 
 

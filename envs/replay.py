@@ -15,7 +15,7 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from ..errors import InputError
@@ -23,12 +23,10 @@ from .log import SessionLog
 from .replay_lanes import (
     ACTION,
     CURSOR,
-    DISABLED,
     ENDED,
     KIND,
     LAST_EVENT,
     LOGGED_REWARD,
-    MODES,
     NEXT_STEP,
     OVER,
     PASS,
@@ -41,6 +39,7 @@ from .replay_lanes import (
 from .replay_options import NO_KIND, ReplayOptions, reconfigured
 from .replay_source import Assignment, ReplaySource, SessionQueue, SessionStrides, order_seed
 from .rollout import Rollout
+from .session_vector import SessionVectorEnv, final_entries
 
 Observation = Any
 """An array, or with kinds a dict of arrays."""
@@ -141,7 +140,7 @@ class ReplayEnv(gym.Env):
         return {"session": self._session, "pass": self._pass}
 
 
-class ReplayVectorEnv(VectorEnv):
+class ReplayVectorEnv(SessionVectorEnv):
     """Many sessions in parallel, session-parallel as in Hidasi et al. (2016): a lane whose session ends takes another.
 
     Observations [B, window] int32 (with ``kinds=True`` a dict of them and of kinds), actions [B] or, with a slate of K,
@@ -158,8 +157,6 @@ class ReplayVectorEnv(VectorEnv):
     call. `engine` "numpy" is the slow reference of "numba". Further keyword arguments are those of `ReplayOptions`.
     """
 
-    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - Gymnasium's convention
-
     def __init__(
         self,
         log: SessionLog | str | os.PathLike[str],
@@ -173,28 +170,14 @@ class ReplayVectorEnv(VectorEnv):
         render_mode: None = None,
         **options: Any,
     ) -> None:
-        super().__init__()
-        self._given_log, self.num_envs, self.assignment, self.render_mode = log, num_envs, assignment, render_mode
-        try:
-            self.autoreset_mode = AutoresetMode(autoreset_mode)
-        except ValueError:
-            known = ", ".join(str(mode) for mode in AutoresetMode)
-            raise InputError(f"autoreset_mode: expected one of {known}, found {autoreset_mode!r}") from None
+        super().__init__(num_envs, autoreset_mode, terminal_info, max_episode_steps, render_mode)
+        self._given_log, self.assignment, self._copy = log, assignment, copy
         for name, value, known in (
             ("assignment", assignment, ("queue", "strided")),
             ("engine", engine, ("numba", "numpy")),
         ):
             if value not in known:
                 raise InputError(f"{name}: expected {known[0]!r} or {known[1]!r}, found {value!r}")
-        if not terminal_info and self.autoreset_mode == AutoresetMode.NEXT_STEP:
-            raise InputError(
-                "terminal_info=False: in AutoresetMode.NEXT_STEP the masks say which lanes consumed an event; "
-                "leave it on or choose SAME_STEP"
-            )
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise InputError(f"max_episode_steps: expected at least 1 or None, found {max_episode_steps}")
-        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
-        self.max_episode_steps, self._terminal_info, self._copy = max_episode_steps, terminal_info, copy
         self.engine = engine
         self._set_up(ReplayOptions.of(options))
 
@@ -234,7 +217,6 @@ class ReplayVectorEnv(VectorEnv):
         # What `step` hands on unchanged, put together once.
         source = self._source
         self._advance = step_lanes if self.engine == "numba" else step_lanes_numpy
-        self._mode = MODES[self.autoreset_mode]
         self._log_columns = source.item, source.worth, source.offset, source.reward_of
         always, by_lane = options.feedback == "logged", self.assignment == "strided"
         limit, padding = self.max_episode_steps or 0, self.log.padding
@@ -242,7 +224,6 @@ class ReplayVectorEnv(VectorEnv):
         self._splits_info = self._terminal_info and self._mode == SAME_STEP
         self._no_final = np.zeros((5, 0), np.int64)
         self._final_rows = np.empty((n_lanes if self._splits_info else 0, options.window), np.int32)
-        self._action_shape = self.action_space.shape
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -253,13 +234,8 @@ class ReplayVectorEnv(VectorEnv):
         one for each lane, None for "go on". Strided lanes have an order each, a queue has one for all: from seeds that
         are no int + i it is drawn from all of them.
         """
-        mask = (options or {}).get("reset_mask")
-        lanes = np.arange(self.num_envs) if mask is None else np.flatnonzero(self._checked_mask(mask))
-        if (np.delete(self._state[CURSOR], lanes) < 0).any():
-            raise InputError(
-                "reset: options['reset_mask'] leaves out lanes that have never been reset; call reset without it first"
-            )
-        self._reseed(self._checked_seeds(seed), lanes)
+        lanes = self._lanes_to_reset(options, self._state[CURSOR] >= 0)
+        self._reseed(self._lane_seeds(seed), lanes)
         self._order.ready()
         order, source = self._order, self._source
         by_lane, limit = self.assignment == "strided", self.max_episode_steps or 0
@@ -272,8 +248,8 @@ class ReplayVectorEnv(VectorEnv):
     def step(self, actions: np.ndarray) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Consume the next logged event in every lane, whatever the actions [B] or [B, K]."""
         n_lanes, order = self.num_envs, self._order
-        actions = self._checked_actions(actions)
-        self._check_steppable()
+        actions = self._integer_actions(actions).reshape(-1)
+        self._check_steppable(self._state[OVER])
         order.ready()
         began = np.flatnonzero(self._state[OVER]) if self._mode == NEXT_STEP else None
         ring, base = self._moved_ring()
@@ -296,7 +272,7 @@ class ReplayVectorEnv(VectorEnv):
             rows = self._final_rows[:n_ended].copy()
             if self._ring is None:
                 rows = self._windows(consumed["session"][ended], out[LAST_EVENT, :n_ended])
-            info |= _final(ended, rows, consumed)
+            info |= final_entries(ended, rows, consumed)
         return self._observations(), values[REWARD], flags[0], flags[1], info
 
     def rollout(self, n_steps: int) -> Rollout:
@@ -312,7 +288,7 @@ class ReplayVectorEnv(VectorEnv):
             raise InputError("rollout: cold_start and max_episode_steps are for step(); make the env without them")
         if self.autoreset_mode != AutoresetMode.SAME_STEP:
             raise InputError(f"rollout: expected AutoresetMode.SAME_STEP, found {self.autoreset_mode}; use step()")
-        self._check_steppable()
+        self._check_steppable(self._state[OVER])
         shape = (n_steps, self.num_envs)
         out = Rollout(
             item=np.empty(shape, np.int32),
@@ -398,52 +374,6 @@ class ReplayVectorEnv(VectorEnv):
             self._order.restart(int(drawn[0]) if several else next(iter(given.values())))
         self._seeded = True
 
-    def _checked_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None] | None:
-        """A seed for each lane, or None where all go on."""
-        if seed is None:
-            return None
-        seeds: list[Any] = [seed]
-        if isinstance(seed, (int, np.integer)):
-            seeds = [int(seed) + lane for lane in range(self.num_envs)]
-        elif isinstance(seed, (Sequence, np.ndarray)):
-            seeds = list(seed)
-        whole = all(value is None or (isinstance(value, (int, np.integer)) and value >= 0) for value in seeds)
-        if len(seeds) != self.num_envs or not whole:
-            raise InputError(
-                f"reset: expected seed None, an int of at least 0 or a list of {self.num_envs} of these, found {seed!r}"
-            )
-        return [None if value is None else int(value) for value in seeds]
-
-    def _checked_actions(self, actions: Any) -> np.ndarray:
-        """[B * K] int64, contiguous and writeable: one form, one compilation."""
-        actions = np.asarray(actions)
-        if actions.shape != self._action_shape:
-            raise InputError(f"step: expected actions of shape {self._action_shape}, found {actions.shape}")
-        if not (actions.dtype == np.int64 and actions.flags.carray):
-            if actions.dtype.kind not in "iu":
-                raise InputError(f"step: expected actions of an integer type, found {actions.dtype}")
-            actions = actions.astype(np.int64, order="C")
-        return actions if actions.ndim == 1 else actions.reshape(-1)
-
-    def _check_steppable(self) -> None:
-        if not self._seeded:
-            raise InputError("there are no sessions to go on with; call reset first")
-        if self._mode == DISABLED and self._state[OVER].any():
-            over = np.flatnonzero(self._state[OVER])
-            lanes = ", ".join(map(str, over[:5].tolist())) + (", ..." if len(over) > 5 else "")
-            raise InputError(
-                f"step: lanes {lanes} have ended and autoreset is disabled; "
-                "call reset(options={'reset_mask': terminated | truncated}) first"
-            )
-
-    def _checked_mask(self, mask: Any) -> np.ndarray:
-        if not (isinstance(mask, np.ndarray) and mask.dtype == bool and mask.shape == (self.num_envs,) and mask.any()):
-            raise InputError(
-                f"options['reset_mask']: expected a bool array of shape ({self.num_envs},) with a True in it, "
-                f"found {mask!r}"
-            )
-        return mask
-
 
 _NO_RING = np.zeros(0, np.int32)
 
@@ -477,19 +407,3 @@ def _masked_step_info(values: dict[str, np.ndarray], silent: np.ndarray) -> dict
     info.update(values)
     info.update(_masks(mask, "_logged_action", "_logged_kind", "_logged_reward"))
     return info
-
-
-def _final(lanes: np.ndarray, observations: Observation, values: dict[str, np.ndarray]) -> dict[str, Any]:
-    """`final_obs` and `final_info` of the lanes [n] that have ended, with their observations, n rows."""
-    n_lanes = len(values["session"])
-    mask = np.zeros(n_lanes, dtype=bool)
-    mask[lanes] = True
-    rows = observations
-    if isinstance(observations, dict):
-        items, kinds = observations["items"], observations["kinds"]
-        rows = [{"items": row, "kinds": kinds_row} for row, kinds_row in zip(items, kinds, strict=True)]
-    final_obs = np.empty(n_lanes, dtype=object)
-    # `fromiter`, because an assignment of rows of one length would make one array of them.
-    final_obs[lanes] = np.fromiter(rows, dtype=object, count=len(lanes))
-    final_info = values | dict(_masks(mask, "_logged_action", "_logged_kind", "_logged_reward", "_session", "_pass"))
-    return {"final_obs": final_obs, "_final_obs": mask, "final_info": final_info, "_final_info": mask.copy()}

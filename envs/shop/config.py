@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import json
+import os
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from numbers import Integral, Real
+from pathlib import Path
 
 from ...errors import InputError
+from ..folders import write_json
 
 _INFINITY = float("inf")
 _SHARE = (0.0, 1.0)
@@ -93,6 +97,9 @@ class ShopConfig:
     """Log-odds against buying an item of the basket again (buys: 8.6 % of the rows are such)."""
     accessory_share: float = 0.22
     """Chance that, instead of the wanted item, an accessory not looked at before is bought (set)."""
+    impulse_share: float = 0.0
+    """Chance that an item is bought without a look at it: a fresh one of the intent (set; for logs that do not record
+    what was looked at)."""
     basket_growth: float = 0.73
     """Chance after each purchase of another; a basket also ends when everything seen is in it (buys: 2.6 rows)."""
     linger: float = 0.15
@@ -180,6 +187,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "level_pull": (0, 100),
     "rebuy_penalty": (0, 100),
     "accessory_share": _SHARE,
+    "impulse_share": _SHARE,
     "basket_growth": _SHARE,
     "linger": _SHARE,
     "dwell": (0.001, 3_600),
@@ -190,6 +198,48 @@ _RANGES: dict[str, tuple[float, float]] = {
     "taste_persistence": _SHARE,
     "taste_drift": _SHARE,
 }
+
+
+def save_config(config: ShopConfig, file: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Write the knobs as JSON, whole or not at all. Raises `InputError` as `check_config_file` does."""
+    target = check_config_file(file, overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    write_json(temporary, asdict(config))
+    os.replace(temporary, target)
+
+
+def check_config_file(file: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    """`file` as a path to write. Raises `InputError` for a folder, or where it exists and `overwrite` is off."""
+    target = Path(file)
+    if target.is_dir():
+        raise InputError(f"{target}: expected a file to write the knobs to, found a folder; name a file in it")
+    if target.exists() and not overwrite:
+        raise InputError(f"{target}: already exists and is not overwritten; choose another --out or pass --overwrite")
+    return target
+
+
+def load_config(file: str | os.PathLike[str]) -> ShopConfig:
+    """What `save_config` wrote; a knob that the file does not name has its default.
+
+    Raises `InputError` for a file that cannot be read, an unknown knob, or a value out of its range.
+    """
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, RecursionError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{file}: cannot be read ({reason}); make one with `sessiongym calibrate`") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file}:{error.lineno}: not valid JSON ({error.msg}); correct it") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{file}: expected an object of knobs, found {type(found).__name__}; correct it")
+    unknown = found.keys() - {field.name for field in fields(ShopConfig)}
+    if unknown:
+        raise InputError(f"{file}: {min(unknown)!r} is no knob of the shop; correct or remove it")
+    try:
+        return ShopConfig(**found)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
 
 
 def _check_range(name: str, value: float, whole: bool) -> None:

@@ -10,41 +10,38 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from ..log import CLICK, PURCHASE
 from ..replay_options import NO_KIND
 from .catalogue import Catalogue
 from .shopper import (
-    _GAMMA,
-    _LONGEST_PAUSE,
-    _MIX_1,
-    _MIX_2,
-    _SHIFT_1,
-    _SHIFT_2,
-    _SHIFT_3,
     BROWSING,
     BUYING,
+    GAMMA,
     GONE,
+    LONGEST_PAUSE,
+    MIX_1,
+    MIX_2,
+    SHIFT_1,
+    SHIFT_2,
+    SHIFT_3,
     Rates,
     Shoppers,
-    _advance_phase,
-    _all_bought,
-    _browse,
-    _buy,
-    _normal,
-    _position,
-    _remember,
-    _uniform,
+    advance_phase,
+    all_bought,
     arrive,
+    browse,
+    buy,
+    compiled,
+    normal,
+    position_of,
+    remember,
+    uniform,
 )
 
 _START, _ARRIVE, _PERSUADE, _LOOK, _CLICK, _ACT, _PAUSE, _WALK_OUT, _DECIDE, _POLICY = range(10)
 """What a random number is for."""
 _N_PURPOSES = 16
-
-# Otherwise every call counts a reference to each of some fifty arrays, which costs more than what the shoppers do.
-_compiled = njit(cache=True, _nrt=False)  # pyright: ignore[reportCallIssue]
 
 
 class Effects(NamedTuple):
@@ -112,7 +109,7 @@ def empty_sessions(n_lanes: int, window: int, padding: int) -> Lanes:
     )
 
 
-@_compiled
+@compiled
 def begin(world: World, shoppers: Shoppers, lanes: Lanes, which: np.ndarray, queue: bool, stride: int) -> None:
     """The lanes `which` [n] take a session each, in this order, and their shoppers click for the first time.
 
@@ -125,11 +122,11 @@ def begin(world: World, shoppers: Shoppers, lanes: Lanes, which: np.ndarray, que
         number = lanes.upcoming[taken_from]
         lanes.upcoming[taken_from] += stride
         lanes.session[lane] = number
-        lanes.key[lane] = _mixed(_mixed(lanes.seed[lane]) + np.uint64(number) * _GAMMA)
+        lanes.key[lane] = _mixed(_mixed(lanes.seed[lane]) + np.uint64(number) * GAMMA)
         # Numbers are drawn by the count of events, which is still that of the shopper who has left.
         shoppers.n_events[lane] = 0
         _draw_for(_START, shoppers, lanes, lane)
-        start = world.start[int(_uniform(shoppers, lane) * len(world.start))]
+        start = world.start[int(uniform(shoppers, lane) * len(world.start))]
         _draw_for(_ARRIVE, shoppers, lanes, lane)
         arrive(shoppers, lane, shoppers.stream[lane], start, catalogue, rates)
         lanes.time[lane], lanes.buyer[lane] = start, shoppers.buyer[lane]
@@ -137,13 +134,13 @@ def begin(world: World, shoppers: Shoppers, lanes: Lanes, which: np.ndarray, que
         lanes.items[lane, :] = len(catalogue.popularity)
         lanes.kinds[lane, :] = NO_KIND
         _draw_for(_ACT, shoppers, lanes, lane)
-        item = _browse(shoppers, lane, catalogue, rates)
+        item = browse(shoppers, lane, catalogue, rates)
         shoppers.n_events[lane] = 1
         lanes.items[lane, -1], lanes.kinds[lane, -1] = item, CLICK
         _decide(world, shoppers, lanes, lane)
 
 
-@_compiled
+@compiled
 def respond(
     world: World,
     shoppers: Shoppers,
@@ -172,14 +169,14 @@ def respond(
         if item >= 0:
             _click(world, shoppers, lanes, lane, item)
         elif shoppers.phase[lane] == BUYING:
-            kind[lane], item = PURCHASE, _buy(shoppers, lane, catalogue, rates)
+            kind[lane], item = PURCHASE, buy(shoppers, lane, catalogue, rates)
         else:
-            item = _browse(shoppers, lane, catalogue, rates)
+            item = browse(shoppers, lane, catalogue, rates)
         pause = rates.basket_gap
         if not (was_buying and kind[lane] == PURCHASE):
             _draw_for(_PAUSE, shoppers, lanes, lane)
-            pause = rates.dwell / shoppers.urgency[lane] * np.exp(rates.dwell_spread * _normal(shoppers, lane))
-        lanes.time[lane] += max(1, int(min(pause, _LONGEST_PAUSE) * 1e3)) * 1_000_000
+            pause = rates.dwell / shoppers.urgency[lane] * np.exp(rates.dwell_spread * normal(shoppers, lane))
+        lanes.time[lane] += max(1, int(min(pause, LONGEST_PAUSE) * 1e3)) * 1_000_000
         shoppers.n_events[lane] += 1
         for place in range(lanes.items.shape[1] - 1):
             lanes.items[lane, place] = lanes.items[lane, place + 1]
@@ -190,36 +187,36 @@ def respond(
             _decide(world, shoppers, lanes, lane)
 
 
-@_compiled
+@compiled
 def policy_uniforms(shoppers: Shoppers, lanes: Lanes, out: np.ndarray) -> None:
     """A uniform number for each lane `out` [B], for the draws of a policy: it too meets the same luck again."""
     for lane in range(len(out)):
         _draw_for(_POLICY, shoppers, lanes, lane)
-        out[lane] = _uniform(shoppers, lane)
+        out[lane] = uniform(shoppers, lane)
 
 
-@_compiled
+@compiled
 def _mixed(word: np.uint64) -> np.uint64:
-    word = (word ^ (word >> _SHIFT_1)) * _MIX_1
-    word = (word ^ (word >> _SHIFT_2)) * _MIX_2
-    return word ^ (word >> _SHIFT_3)
+    word = (word ^ (word >> SHIFT_1)) * MIX_1
+    word = (word ^ (word >> SHIFT_2)) * MIX_2
+    return word ^ (word >> SHIFT_3)
 
 
-@_compiled
+@compiled
 def _draw_for(purpose: int, shoppers: Shoppers, lanes: Lanes, lane: int) -> None:
     """From here on the lane draws the numbers for this purpose at this event."""
     counter = np.uint64(shoppers.n_events[lane] * _N_PURPOSES + purpose + 1)
-    shoppers.stream[lane] = _mixed(lanes.key[lane] + counter * _GAMMA)
+    shoppers.stream[lane] = _mixed(lanes.key[lane] + counter * GAMMA)
 
 
-@_compiled
+@compiled
 def _look(world: World, shoppers: Shoppers, lanes: Lanes, lane: int, recommended: np.ndarray) -> int:
     """The recommended item that the shopper clicks, from the top of the slate down, or -1; what fits persuades."""
     catalogue, effects = world.catalogue, world.effects
     _draw_for(_LOOK, shoppers, lanes, lane)
     clicked, n_fitting = -1, 0
     for position in range(recommended.shape[1]):
-        looks, clicks = _uniform(shoppers, lane), _uniform(shoppers, lane)
+        looks, clicks = uniform(shoppers, lane), uniform(shoppers, lane)
         if position > 0 and looks >= effects.attention:
             break
         item = int(recommended[lane, position])
@@ -230,7 +227,7 @@ def _look(world: World, shoppers: Shoppers, lanes: Lanes, lane: int, recommended
             n_fitting += 1
             distance = abs(catalogue.level[item] - shoppers.level[lane])
             chance = max(chance, effects.strength * np.exp(-world.rates.click_level_pull * distance))
-        if chance > 0.0 and _position(shoppers, lane, item) >= 0:
+        if chance > 0.0 and position_of(shoppers, lane, item) >= 0:
             chance *= effects.repeat_fit
         if clicks < chance:
             clicked = item
@@ -239,7 +236,7 @@ def _look(world: World, shoppers: Shoppers, lanes: Lanes, lane: int, recommended
     return clicked
 
 
-@_compiled
+@compiled
 def _repeats(recommended: np.ndarray, lane: int, position: int) -> bool:
     for earlier in range(position):
         if recommended[lane, earlier] == recommended[lane, position]:
@@ -247,34 +244,34 @@ def _repeats(recommended: np.ndarray, lane: int, position: int) -> bool:
     return False
 
 
-@_compiled
+@compiled
 def _click(world: World, shoppers: Shoppers, lanes: Lanes, lane: int, item: int) -> None:
     """A click on a recommendation; outside the intent's cluster it disappoints, and may become the new intent."""
     catalogue = world.catalogue
     if catalogue.cluster[item] != shoppers.cluster[lane]:
         lanes.n_baited[lane] += 1
         _draw_for(_CLICK, shoppers, lanes, lane)
-        if _uniform(shoppers, lane) < world.rates.drift:
+        if uniform(shoppers, lane) < world.rates.drift:
             shoppers.cluster[lane] = catalogue.cluster[item]
             shoppers.level[lane] = catalogue.level[item]
-    _remember(shoppers, lane, item)
+    remember(shoppers, lane, item)
 
 
-@_compiled
+@compiled
 def _decide(world: World, shoppers: Shoppers, lanes: Lanes, lane: int) -> None:
     """Whether to look on, to buy, to put more into the basket, or to leave."""
     effects, rates = world.effects, world.rates
     if shoppers.phase[lane] == BROWSING and lanes.n_baited[lane] > 0:
         _draw_for(_WALK_OUT, shoppers, lanes, lane)
-        if _uniform(shoppers, lane) >= (1.0 - effects.disappointment) ** lanes.n_baited[lane]:
+        if uniform(shoppers, lane) >= (1.0 - effects.disappointment) ** lanes.n_baited[lane]:
             shoppers.phase[lane] = GONE
             return
     if effects.delay > 0.0:
         _draw_for(_PERSUADE, shoppers, lanes, lane)
-        persuaded = _uniform(shoppers, lane) < 1.0 - np.exp(-effects.delay * lanes.persuasion[lane])
+        persuaded = uniform(shoppers, lane) < 1.0 - np.exp(-effects.delay * lanes.persuasion[lane])
         shoppers.buyer[lane] = lanes.buyer[lane] or persuaded
         is_cut = shoppers.n_events[lane] >= rates.max_events
-        if persuaded and shoppers.phase[lane] == BUYING and not is_cut and not _all_bought(shoppers, lane):
+        if persuaded and shoppers.phase[lane] == BUYING and not is_cut and not all_bought(shoppers, lane):
             return
     _draw_for(_DECIDE, shoppers, lanes, lane)
-    _advance_phase(shoppers, lane, rates)
+    advance_phase(shoppers, lane, rates)

@@ -15,17 +15,20 @@ from ..log import CLICK, PURCHASE
 from .catalogue import Catalogue
 from .config import ShopConfig
 
+# Otherwise every call counts a reference to each of some fifty arrays, which costs more than what the shoppers do.
+compiled = njit(cache=True, _nrt=False)  # pyright: ignore[reportCallIssue]
+
 BROWSING, BUYING, LINGERING, GONE = 0, 1, 2, 3
 """Values of `Shoppers.phase`."""
 
-_LONGEST_PAUSE = 3_600.0
+LONGEST_PAUSE = 3_600.0
 _TRIES = 30
 
 # SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): one word of state a lane, any word a good seed.
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
-_SHIFT_1, _SHIFT_2, _SHIFT_3, _SHIFT_4 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+GAMMA = np.uint64(0x9E3779B97F4A7C15)
+MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+MIX_2 = np.uint64(0x94D049BB133111EB)
+SHIFT_1, SHIFT_2, SHIFT_3, SHIFT_4 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
 
 
 class Rates(NamedTuple):
@@ -50,6 +53,7 @@ class Rates(NamedTuple):
     level_pull: float
     rebuy_penalty: float
     accessory_share: float
+    impulse_share: float
     basket_growth: float
     linger: float
     dwell: float
@@ -109,35 +113,35 @@ def empty_lanes(n_lanes: int, max_events: int) -> Shoppers:
     )
 
 
-@njit(cache=True)
-def _uniform(shoppers: Shoppers, lane: int) -> float:
-    state = shoppers.stream[lane] + _GAMMA
+@compiled
+def uniform(shoppers: Shoppers, lane: int) -> float:
+    state = shoppers.stream[lane] + GAMMA
     shoppers.stream[lane] = state
-    state = (state ^ (state >> _SHIFT_1)) * _MIX_1
-    state = (state ^ (state >> _SHIFT_2)) * _MIX_2
-    state ^= state >> _SHIFT_3
-    return (state >> _SHIFT_4) * 2.0**-53
+    state = (state ^ (state >> SHIFT_1)) * MIX_1
+    state = (state ^ (state >> SHIFT_2)) * MIX_2
+    state ^= state >> SHIFT_3
+    return (state >> SHIFT_4) * 2.0**-53
 
 
-@njit(cache=True)
-def _normal(shoppers: Shoppers, lane: int) -> float:
-    radius = np.sqrt(-2.0 * np.log(1.0 - _uniform(shoppers, lane)))
-    return radius * np.cos(2.0 * np.pi * _uniform(shoppers, lane))
+@compiled
+def normal(shoppers: Shoppers, lane: int) -> float:
+    radius = np.sqrt(-2.0 * np.log(1.0 - uniform(shoppers, lane)))
+    return radius * np.cos(2.0 * np.pi * uniform(shoppers, lane))
 
 
-@njit(cache=True)
+@compiled
 def _geometric_rank(shoppers: Shoppers, lane: int, decay: float, count: int) -> int:
     # Going round the list leaves the ratios of the geometric law as they are.
     rank = 0
-    while _uniform(shoppers, lane) < decay:
+    while uniform(shoppers, lane) < decay:
         rank = (rank + 1) % count
     return rank
 
 
-@njit(cache=True)
+@compiled
 def _draw(shoppers: Shoppers, lane: int, cumulative: np.ndarray, first: int, end: int) -> int:
     """A position in first..end-1 by the cumulative weights given there; numba's searchsorted takes long to compile."""
-    mark = _uniform(shoppers, lane)
+    mark = uniform(shoppers, lane)
     while first < end:
         middle = (first + end) // 2
         if cumulative[middle] > mark:
@@ -147,47 +151,47 @@ def _draw(shoppers: Shoppers, lane: int, cumulative: np.ndarray, first: int, end
     return first
 
 
-@njit(cache=True)
+@compiled
 def _draw_cluster(shoppers: Shoppers, lane: int, catalogue: Catalogue) -> int:
     return _draw(shoppers, lane, catalogue.cluster_cumulative, 0, len(catalogue.cluster_cumulative))
 
 
-@njit(cache=True)
+@compiled
 def arrive(shoppers: Shoppers, lane: int, stream: np.uint64, start: int, catalogue: Catalogue, rates: Rates) -> None:
     """Put a new shopper into a lane: intent, price level, urgency, and whether this one will buy."""
     shoppers.stream[lane] = stream
     shoppers.start[lane] = start
     shoppers.cluster[lane] = _draw_cluster(shoppers, lane, catalogue)
-    shoppers.level[lane] = int(_uniform(shoppers, lane) * rates.n_levels)
+    shoppers.level[lane] = int(uniform(shoppers, lane) * rates.n_levels)
     spread = rates.urgency_spread
-    shoppers.urgency[lane] = np.exp(spread * _normal(shoppers, lane) - 0.5 * spread * spread)
-    shoppers.buyer[lane] = _uniform(shoppers, lane) < rates.buyer_share
+    shoppers.urgency[lane] = np.exp(spread * normal(shoppers, lane) - 0.5 * spread * spread)
+    shoppers.buyer[lane] = uniform(shoppers, lane) < rates.buyer_share
     shoppers.phase[lane] = BROWSING
     shoppers.n_events[lane] = 0
     shoppers.n_seen[lane] = 0
 
 
-@njit(cache=True)
+@compiled
 def step(shoppers: Shoppers, lane: int, catalogue: Catalogue, rates: Rates) -> tuple[int, int, float]:
     """The shopper's next event: (item, CLICK or PURCHASE, seconds since the last one); item -1 once gone."""
     was_buying = shoppers.phase[lane] == BUYING
-    _advance_phase(shoppers, lane, rates)
+    advance_phase(shoppers, lane, rates)
     phase = shoppers.phase[lane]
     if phase == GONE:
         return -1, CLICK, 0.0
     if phase == BUYING:
-        kind, item = PURCHASE, _buy(shoppers, lane, catalogue, rates)
+        kind, item = PURCHASE, buy(shoppers, lane, catalogue, rates)
     else:
-        kind, item = CLICK, _browse(shoppers, lane, catalogue, rates)
+        kind, item = CLICK, browse(shoppers, lane, catalogue, rates)
     shoppers.n_events[lane] += 1
     if was_buying and phase == BUYING:
         return item, kind, rates.basket_gap
-    pause = rates.dwell / shoppers.urgency[lane] * np.exp(rates.dwell_spread * _normal(shoppers, lane))
-    return item, kind, min(pause, _LONGEST_PAUSE)
+    pause = rates.dwell / shoppers.urgency[lane] * np.exp(rates.dwell_spread * normal(shoppers, lane))
+    return item, kind, min(pause, LONGEST_PAUSE)
 
 
-@njit(cache=True)
-def _advance_phase(shoppers: Shoppers, lane: int, rates: Rates) -> None:
+@compiled
+def advance_phase(shoppers: Shoppers, lane: int, rates: Rates) -> None:
     n_events = shoppers.n_events[lane]
     if n_events >= rates.max_events:
         shoppers.phase[lane] = GONE
@@ -195,33 +199,33 @@ def _advance_phase(shoppers: Shoppers, lane: int, rates: Rates) -> None:
         buyer = shoppers.buyer[lane]
         # A session has at least two events, and a buyer's last one is left for the purchase.
         if n_events >= (1 if buyer else 2) and (
-            n_events >= rates.max_events - 1 or _uniform(shoppers, lane) < rates.decide_rate * shoppers.urgency[lane]
+            n_events >= rates.max_events - 1 or uniform(shoppers, lane) < rates.decide_rate * shoppers.urgency[lane]
         ):
             shoppers.phase[lane] = BUYING if buyer else GONE
     elif shoppers.phase[lane] == BUYING:
-        if _uniform(shoppers, lane) >= rates.basket_growth or _all_bought(shoppers, lane):
+        if uniform(shoppers, lane) >= rates.basket_growth or all_bought(shoppers, lane):
             shoppers.phase[lane] = LINGERING
-    if shoppers.phase[lane] == LINGERING and _uniform(shoppers, lane) >= rates.linger:
+    if shoppers.phase[lane] == LINGERING and uniform(shoppers, lane) >= rates.linger:
         shoppers.phase[lane] = GONE
 
 
-@njit(cache=True)
-def _all_bought(shoppers: Shoppers, lane: int) -> bool:
+@compiled
+def all_bought(shoppers: Shoppers, lane: int) -> bool:
     for position in range(shoppers.n_seen[lane]):
         if not shoppers.bought[lane, position]:
             return False
     return True
 
 
-@njit(cache=True)
-def _browse(shoppers: Shoppers, lane: int, catalogue: Catalogue, rates: Rates) -> int:
-    """One click: stay, follow a transition, look for something fresh, or go back. A recommendation would join here."""
+@compiled
+def browse(shoppers: Shoppers, lane: int, catalogue: Catalogue, rates: Rates) -> int:
+    """One click: stay, follow a transition, look for something fresh, or go back."""
     n_seen = shoppers.n_seen[lane]
     if n_seen == 0:
         item = _fresh(shoppers, lane, catalogue, rates)
     else:
         last = shoppers.seen[lane, n_seen - 1]
-        choice = _uniform(shoppers, lane)
+        choice = uniform(shoppers, lane)
         if n_seen == 1:
             choice *= 1.0 - rates.back
         if choice < rates.reload:
@@ -233,16 +237,16 @@ def _browse(shoppers: Shoppers, lane: int, catalogue: Catalogue, rates: Rates) -
         else:
             item = shoppers.seen[lane, _wanted(shoppers, lane, n_seen - 1, rates.forgetting, catalogue, rates)]
             shoppers.urgency[lane] *= 1.0 + rates.commitment
-    if catalogue.cluster[item] != shoppers.cluster[lane] and _uniform(shoppers, lane) < rates.drift:
+    if catalogue.cluster[item] != shoppers.cluster[lane] and uniform(shoppers, lane) < rates.drift:
         shoppers.cluster[lane] = catalogue.cluster[item]
         shoppers.level[lane] = catalogue.level[item]
-    _remember(shoppers, lane, item)
+    remember(shoppers, lane, item)
     return item
 
 
-@njit(cache=True)
+@compiled
 def _follow(shoppers: Shoppers, lane: int, last: int, catalogue: Catalogue, rates: Rates) -> int:
-    if _uniform(shoppers, lane) < rates.detour:
+    if uniform(shoppers, lane) < rates.detour:
         item = int(catalogue.detour[last])
     else:
         n_successors = catalogue.successor.shape[1]
@@ -253,43 +257,54 @@ def _follow(shoppers: Shoppers, lane: int, last: int, catalogue: Catalogue, rate
     return _fresh(shoppers, lane, catalogue, rates)
 
 
-@njit(cache=True)
+@compiled
 def _fresh(shoppers: Shoppers, lane: int, catalogue: Catalogue, rates: Rates) -> int:
     """A new item of the intent's cluster, or of any if the shopper wanders, by popularity and price level.
 
     Where none turns up, the most popular item of the cluster, seen or not.
     """
     cluster = int(shoppers.cluster[lane])
-    if _uniform(shoppers, lane) < rates.wander:
+    if uniform(shoppers, lane) < rates.wander:
         cluster = _draw_cluster(shoppers, lane, catalogue)
     first, end = catalogue.member_offset[cluster], catalogue.member_offset[cluster + 1]
     for _ in range(_TRIES):
         item = int(catalogue.member[_draw(shoppers, lane, catalogue.member_cumulative, first, end)])
         distance = abs(catalogue.level[item] - shoppers.level[lane])
-        fits = _uniform(shoppers, lane) < np.exp(-rates.click_level_pull * distance)
+        fits = uniform(shoppers, lane) < np.exp(-rates.click_level_pull * distance)
         on_sale = catalogue.appears[item] <= shoppers.start[lane]
-        if fits and on_sale and _position(shoppers, lane, item) < 0:
+        if fits and on_sale and position_of(shoppers, lane, item) < 0:
             return item
     return int(catalogue.member[first])
 
 
-@njit(cache=True)
-def _buy(shoppers: Shoppers, lane: int, catalogue: Catalogue, rates: Rates) -> int:
-    """One purchase: the item wanted most, or in its place an accessory that the shopper has not looked at."""
-    item = int(shoppers.seen[lane, _wanted(shoppers, lane, shoppers.n_seen[lane], 0.0, catalogue, rates)])
-    if _uniform(shoppers, lane) < rates.accessory_share:
-        n_accessories = catalogue.accessory.shape[1]
-        rank = _geometric_rank(shoppers, lane, rates.rank_decay, n_accessories)
-        accessory = int(catalogue.accessory[catalogue.cluster[item], rank])
-        on_sale = catalogue.appears[accessory] <= shoppers.start[lane]
-        if on_sale and _position(shoppers, lane, accessory) < 0:
-            item = accessory
-    _remember(shoppers, lane, item)
+@compiled
+def buy(shoppers: Shoppers, lane: int, catalogue: Catalogue, rates: Rates) -> int:
+    """One purchase: on an impulse a fresh item, otherwise one wanted after a look."""
+    # No draw where nobody buys so, and the streams stay those of a shop without the knob.
+    if rates.impulse_share > 0.0 and uniform(shoppers, lane) < rates.impulse_share:
+        item = _fresh(shoppers, lane, catalogue, rates)
+    else:
+        item = _considered(shoppers, lane, catalogue, rates)
+    remember(shoppers, lane, item)
     shoppers.bought[lane, shoppers.n_seen[lane] - 1] = True
     return item
 
 
-@njit(cache=True)
+@compiled
+def _considered(shoppers: Shoppers, lane: int, catalogue: Catalogue, rates: Rates) -> int:
+    """The item wanted most, or in its place an accessory that the shopper has not looked at."""
+    item = int(shoppers.seen[lane, _wanted(shoppers, lane, shoppers.n_seen[lane], 0.0, catalogue, rates)])
+    if uniform(shoppers, lane) < rates.accessory_share:
+        n_accessories = catalogue.accessory.shape[1]
+        rank = _geometric_rank(shoppers, lane, rates.rank_decay, n_accessories)
+        accessory = int(catalogue.accessory[catalogue.cluster[item], rank])
+        on_sale = catalogue.appears[accessory] <= shoppers.start[lane]
+        if on_sale and position_of(shoppers, lane, accessory) < 0:
+            item = accessory
+    return item
+
+
+@compiled
 def _wanted(shoppers: Shoppers, lane: int, count: int, forgetting: float, catalogue: Catalogue, rates: Rates) -> int:
     """Position, among the first `count` seen, of the item wanted most: a logit choice by intent, price and visits."""
     best, best_utility = 0, -np.inf
@@ -303,25 +318,25 @@ def _wanted(shoppers: Shoppers, lane: int, count: int, forgetting: float, catalo
         if shoppers.bought[lane, position]:
             utility -= rates.rebuy_penalty
         # Adding Gumbel noise and taking the best is a draw from the softmax.
-        utility -= np.log(-np.log(1.0 - _uniform(shoppers, lane)))
+        utility -= np.log(-np.log(1.0 - uniform(shoppers, lane)))
         if utility > best_utility:
             best, best_utility = position, utility
     return best
 
 
-@njit(cache=True)
-def _position(shoppers: Shoppers, lane: int, item: int) -> int:
+@compiled
+def position_of(shoppers: Shoppers, lane: int, item: int) -> int:
     for position in range(shoppers.n_seen[lane] - 1, -1, -1):
         if shoppers.seen[lane, position] == item:
             return position
     return -1
 
 
-@njit(cache=True)
-def _remember(shoppers: Shoppers, lane: int, item: int) -> None:
+@compiled
+def remember(shoppers: Shoppers, lane: int, item: int) -> None:
     """Count a visit and move the item to the end of `seen`."""
     seen, visits, bought = shoppers.seen[lane], shoppers.visits[lane], shoppers.bought[lane]
-    position = _position(shoppers, lane, item)
+    position = position_of(shoppers, lane, item)
     n_visits, in_basket = 1, False
     if position < 0:
         position = shoppers.n_seen[lane]

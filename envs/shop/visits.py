@@ -16,11 +16,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from .catalogue import Catalogue
 from .config import ShopConfig
-from .shopper import Rates, Shoppers, arrive, step
+from .shopper import Rates, Shoppers, arrive, compiled, step
 
 _STRANGER, _NOBODY = -1, -2
 
@@ -69,7 +68,7 @@ def draw_visits(
     return Visits(stream, start, user, keeps_taste, changes_taste), regulars
 
 
-@njit(cache=True)
+@compiled
 def simulate(
     visits: Visits,
     regulars: Regulars,
@@ -109,7 +108,7 @@ def simulate(
     return event
 
 
-@njit(cache=True)
+@compiled
 def _away(user: int, now: int, regulars: Regulars) -> int:
     """The user, or if still in a session whoever has been away the longest, or _NOBODY if none is."""
     user = int(user)
@@ -119,7 +118,7 @@ def _away(user: int, now: int, regulars: Regulars) -> int:
     return user if regulars.left[user] < now else _NOBODY
 
 
-@njit(cache=True)
+@compiled
 def _recall(shoppers: Shoppers, lane: int, regulars: Regulars, user: int, keeps: bool, changes: bool) -> None:
     """Let the shopper who just arrived be this user."""
     if keeps:
