@@ -307,8 +307,18 @@ def test_the_commands_of_the_page_are_ones_that_the_command_line_takes(monkeypat
 
 
 def test_the_lines_of_the_page_make_its_table_and_its_plot(shops):
-    (block,) = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    block, _ = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
     done = subprocess.run([sys.executable, "-c", block], cwd=shops, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "| model | Recall@5 | Recall@10 | Recall@20 | MRR@5 | MRR@10 | MRR@20 |" in done.stdout
     assert "rnn</text>" in (shops / "first-n.svg").read_text(encoding="utf-8")
+
+
+def test_the_blend_of_the_page_runs_where_users_are_known(shops):
+    _, block = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    block = block.replace('"globo"', '"regulars"')
+    done = subprocess.run([sys.executable, "-c", block], cwd=shops, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = [[float(word) for word in line.split()] for line in done.stdout.splitlines()]
+    assert [row[0] for row in figures] == [0, 0.03, 0.1, 0.3, 1]
+    assert all(0 <= figure <= 100 for row in figures for figure in row[1:])
