@@ -213,6 +213,7 @@ def test_an_interrupted_study_ends_as_one_left_alone(shop, knn, tmp_path, monkey
     assert _scores(result) == _scores(knn)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_from_its_checkpoint_and_counts_once(shop, lstm, tmp_path, monkeypatch):
     script = f"""
 import os, signal, torch
