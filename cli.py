@@ -34,6 +34,7 @@ from .commands import (
     Rees46,
     Report,
     RunExperiment,
+    RunShopExperiment,
     Table,
     Taobao,
     Train,
@@ -83,6 +84,8 @@ def _run(command: Any) -> None:
             _compare(command)
         case RunExperiment():
             _experiment(command)
+        case RunShopExperiment():
+            _shop_experiment(command)
         case Report():
             _report(command)
         case Tune():
@@ -206,6 +209,37 @@ def _experiment(command: RunExperiment) -> None:
         if isinstance(view, TableView):
             console.print(table_console(view))
     print(f"written to {out}: {write_report(out).name}, views.json, tables, plots, table.csv, training.csv")
+
+
+def _shop_experiment(command: RunShopExperiment) -> None:
+    from rich.console import Console
+
+    from .evaluate.exports import table_console
+    from .evaluate.report import write_report
+    from .evaluate.shop_experiments.definitions import SHOP_EXPERIMENTS, changed_experiment
+    from .evaluate.shop_experiments.run import make_shop_plan, run_shop_experiment
+    from .evaluate.views import Table as TableView
+
+    out = command.out or Path("runs") / command.name
+    experiment = changed_experiment(
+        SHOP_EXPERIMENTS[command.name],
+        models=command.models,
+        n_sessions=command.sessions,
+        n_served=command.served,
+        n_items=command.items,
+        seed=command.seed,
+    )
+    plan = make_shop_plan(experiment, out.parent, n_seeds=command.seeds, device=command.device, progress=_say)
+    n_cells, cells_missing, n_values, values_missing = plan.missing()
+    print(f"{n_cells} cells, {cells_missing} to compute; {n_values} true values, {values_missing} to compute")
+    if command.dry_run:
+        return
+    views = run_shop_experiment(plan, out, jobs=command.jobs, ties=command.ties, overwrite=command.overwrite)
+    console = Console()
+    for view in views:
+        if isinstance(view, TableView) and view.name in ("kendall-unseen", "regret-unseen"):
+            console.print(table_console(view))
+    print(f"written to {out}: {write_report(out).name}, views.json, tables, plots")
 
 
 def _report(command: Report) -> None:

@@ -23,6 +23,7 @@ from .envs.sources.options import (
 )
 from .evaluate.experiments.definitions import ExperimentName
 from .evaluate.models import DEFAULT_MODELS
+from .evaluate.shop_experiments.definitions import ShopExperimentName
 
 SHOP_SESSIONS = 4_000
 """Of the shop that a command makes where it is given no data."""
@@ -101,6 +102,42 @@ class RunExperiment:
     """cpu, cuda, cuda:N or auto."""
     cells: Path | None = None
     """Folder of finished cells, shared by experiments and comparisons (default: `cells` beside --out)."""
+    overwrite: bool = False
+    """Replace another experiment in --out."""
+
+
+@dataclass(frozen=True)
+class RunShopExperiment:
+    """Set what models earn in the simulated shop beside what replay says of them.
+
+    Each shop serves its own log, so no data is needed. Logs, cells and true values are kept: after Ctrl-C the same
+    command goes on from there.
+    """
+
+    name: Positional[ShopExperimentName]
+    """replay-vs-truth: rank correlations as the knobs change. cold-start: new shoppers, new items, short sessions."""
+    seeds: int = 1
+    """Training seeds 0..K-1 of every trained model; a published table needs at least 5."""
+    models: list[str] | None = None
+    """NAME, NAME@paper, or NAME:field=value,... in place of the experiment's models."""
+    sessions: int | None = None
+    """Of each log (default: 8,000)."""
+    served: int | None = None
+    """Sessions behind each true value (default: 10,000)."""
+    items: int | None = None
+    """Of each shop (default: 500)."""
+    seed: int | None = None
+    """Of logs and shoppers (default: 0)."""
+    out: Path | None = None
+    """Folder to write (default: runs/NAME); cells/, shop-logs/ and shop-values/ are beside it."""
+    dry_run: bool = False
+    """Make the logs, print what is still to be computed, and stop."""
+    ties: Literal["expected", "optimistic", "pessimistic"] = "expected"
+    """How equal scores count in replay."""
+    jobs: int | None = None
+    """Cells and values computed side by side, one thread each (default: one a core; 1 on a GPU)."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N or auto."""
     overwrite: bool = False
     """Replace another experiment in --out."""
 
@@ -413,6 +450,7 @@ Command = (
     Annotated[Compare, subcommand("compare")]
     | Annotated[RunExperiment, subcommand("experiment")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[RunShopExperiment, subcommand("shop-experiment")]
     | Annotated[Tune, subcommand("tune")]
     | Annotated[OffPolicy, subcommand("off-policy")]
     | Annotated[Train, subcommand("train")]

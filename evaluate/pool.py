@@ -39,13 +39,13 @@ def compute_cells(
         missing.sort(key=lambda cell: -_cost(cell.spec))
         if missing:
             cells.mkdir(parents=True, exist_ok=True)
-            with _pool(min(jobs, len(missing)), display) as (pool, messages):
+            with worker_pool(min(jobs, len(missing)), display) as (pool, messages):
                 with interrupt_later():
                     futures: dict[Future, str] = {
                         pool.submit(_work, cell, str(data.path), str(cells), device, extra): job_name(cell)
                         for cell in missing
                     }
-                _drain(futures, messages, display)
+                drain(futures, messages, display)
     return {name: cells / name for name in distinct}
 
 
@@ -89,7 +89,8 @@ def _work(cell: Cell, data: str, cells: str, device: str, extra: Extra | None) -
 
 
 @contextmanager
-def _pool(n_workers: int, display: ProgressDisplay) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
+def worker_pool(n_workers: int, display: ProgressDisplay) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
+    """Processes of one thread each, and the queue of what they say; those at work end where the block does not."""
     context = get_context("spawn")
     messages = context.Queue()
     pool = ProcessPoolExecutor(n_workers, context, _start_worker, (messages,))
@@ -105,7 +106,7 @@ def _pool(n_workers: int, display: ProgressDisplay) -> Iterator[tuple[ProcessPoo
         raise
 
 
-def _drain(futures: dict[Future, str], messages: Any, display: ProgressDisplay) -> None:
+def drain(futures: dict[Future, str], messages: Any, display: ProgressDisplay) -> None:
     """Show what the workers say until all are done; the first failure stops the rest."""
     pending, finished = set(futures), set()
     while pending:
