@@ -88,7 +88,8 @@ def test_correlations_are_those_of_scipy_ties_included():
 def test_a_correlation_by_hand():
     found = rank_correlation(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 3.0, 2.0, 4.0]))
     assert found.kendall.value == pytest.approx(4 / 6) and found.spearman.value == pytest.approx(0.8)
-    assert found.n_models == 4 and found.kendall.low < found.kendall.value <= found.kendall.high
+    low, value, high = np.array([found.kendall.low, found.kendall.value, found.kendall.high], dtype=float)
+    assert found.n_models == 4 and low < value <= high
 
 
 def test_models_in_perfect_order_stay_so_however_they_are_drawn():
