@@ -70,6 +70,29 @@ def check_new_folder(folder: str | os.PathLike[str], overwrite: bool = False) ->
     return target
 
 
+def check_same_result(
+    out: Path, expected_format: str, what: str, plan: dict[str, Any], overwrite: bool = False
+) -> None:
+    """Raises `InputError` where `out` is not such a result, or one of another `plan` and `overwrite` is off.
+
+    `what` names it with its article: "a comparison". What the same plan made may be made anew.
+    """
+    if not out.exists():
+        return
+    try:
+        found = read_manifest(out, expected_format)
+    except InputError:
+        raise InputError(
+            f"{out}: exists and is not {what} that this version can read, so it is not replaced; choose another --out"
+        ) from None
+    differs = [key for key, value in plan.items() if found.get(key) != value]
+    if differs and not overwrite:
+        raise InputError(
+            f"{out}: already holds another {what.partition(' ')[2]} (it differs in {', '.join(differs)}); choose "
+            "another --out or pass --overwrite (finished cells are kept and reused)"
+        )
+
+
 def _is_ours(folder: Path) -> bool:
     try:
         if folder.is_dir() and not any(folder.iterdir()):

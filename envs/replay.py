@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
@@ -355,17 +354,9 @@ class ReplayVectorEnv(SessionVectorEnv):
         return {key: np.where(mask, value, 0) for key, value in place.items()} | dict(_masks(mask, "_session", "_pass"))
 
     def _reseed(self, seeds: list[int | None] | None, lanes: np.ndarray) -> None:
-        if seeds is None or all(seed is None for seed in seeds):
-            if self._seeded:
-                return
-            # Drawn here where none was given.
-            self.np_random  # noqa: B018
-            seeds = [(self.np_random_seed or 0) + lane for lane in range(self.num_envs)]
-        else:
-            self._np_random, self._np_random_seed = seeding.np_random(next(s for s in seeds if s is not None))
-        given = {lane: order_seed(seed, lane) for lane in lanes.tolist() if (seed := seeds[lane]) is not None}
-        if not self._seeded:
-            given |= {lane: int(self.np_random.integers(2**63)) for lane in lanes.tolist() if lane not in given}
+        given = self._order_seeds(seeds, lanes)
+        if given is None:
+            return
         if isinstance(self._order, SessionStrides):
             self._order.restart(given)
         elif given:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from ..errors import InputError
 from .replay_lanes import DISABLED, MODES
+from .replay_source import order_seed
 
 
 class SessionVectorEnv(VectorEnv):
@@ -61,6 +63,21 @@ class SessionVectorEnv(VectorEnv):
                 f"reset: expected seed None, an int of at least 0 or a list of {self.num_envs} of these, found {seed!r}"
             )
         return [None if value is None else int(value) for value in seeds]
+
+    def _order_seeds(self, seeds: list[int | None] | None, lanes: np.ndarray) -> dict[int, int] | None:
+        """What decides the order of the sessions of those lanes that begin anew; None where all go on."""
+        if seeds is None or all(seed is None for seed in seeds):
+            if self._seeded:
+                return None
+            # Drawn here where none was given.
+            self.np_random  # noqa: B018
+            seeds = [(self.np_random_seed or 0) + lane for lane in range(self.num_envs)]
+        else:
+            self._np_random, self._np_random_seed = seeding.np_random(next(s for s in seeds if s is not None))
+        given = {lane: order_seed(seed, lane) for lane in lanes.tolist() if (seed := seeds[lane]) is not None}
+        if not self._seeded:
+            given |= {lane: int(self.np_random.integers(2**63)) for lane in lanes.tolist() if lane not in given}
+        return given
 
     def _integer_actions(self, actions: Any) -> np.ndarray:
         """[B] or [B, K] int64, contiguous and writeable: one form, one compilation."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..envs.folders import SCHEMA, new_folder, read_manifest, write_json
+from ..envs.folders import SCHEMA, check_same_result, new_folder, read_manifest, write_json
 from ..envs.log import PreparedData
 from ..errors import InputError
 from .honesty import check_data
@@ -83,7 +83,7 @@ def compare(
         "ties": ties,
         "last": last,
     }
-    _check_plan(out, plan, overwrite)
+    check_same_result(out, COMPARISON_FORMAT, "a comparison", plan, overwrite)
     # A place that cannot be written is found out now, not after the training.
     out.parent.mkdir(parents=True, exist_ok=True)
 
@@ -143,24 +143,6 @@ def check_options(
         raise InputError(
             f"--against: expected one of several models of this comparison ({', '.join(labels)}), found {against!r}; "
             "name one of them or add models with --models"
-        )
-
-
-def _check_plan(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
-    if not out.exists():
-        return
-    try:
-        found = read_manifest(out, COMPARISON_FORMAT)
-    except InputError:
-        raise InputError(
-            f"{out}: exists and is not a comparison that this version can read, so it is not replaced; "
-            "choose another --out"
-        ) from None
-    if not overwrite and any(found.get(key) != value for key, value in plan.items()):
-        differs = ", ".join(key for key, value in plan.items() if found.get(key) != value)
-        raise InputError(
-            f"{out}: already holds another comparison (it differs in {differs}); choose another --out or "
-            "pass --overwrite (finished cells are kept and reused)"
         )
 
 

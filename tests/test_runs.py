@@ -21,6 +21,19 @@ TINY = "hidden_units=16,embedding_dim=16"
 A3C = f"a3c-p:{TINY},epochs=3"
 
 
+FILES = {
+    "manifest.json",
+    "agent.json",
+    "model.safetensors",
+    "scalars.jsonl",
+    "tensorboard",
+    "events.parquet",
+    "honesty.json",
+    "last.safetensors",
+}
+"""Of the cell of an agent."""
+
+
 @pytest.fixture(scope="module")
 def shops(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
@@ -86,17 +99,7 @@ def test_an_agent_of_stable_baselines3_is_a_cell_like_any_other(shop, tmp_path, 
     cell = compute_cell(Cell(parse_model(model), shop.fingerprint(), 3), shop, tmp_path / "cells", "cpu")
     names = ("model.safetensors", "events.parquet", "honesty.json", "scalars.jsonl")
     assert _content(run, *names) == _content(cell, *names)
-    expected = {
-        "manifest.json",
-        "agent.json",
-        "model.safetensors",
-        "scalars.jsonl",
-        "tensorboard",
-        "events.parquet",
-        "honesty.json",
-        "last.safetensors",
-    }
-    assert {path.name for path in cell.iterdir()} == expected
+    assert {path.name for path in cell.iterdir()} == FILES
     assert "stable-baselines3" in json.loads((cell / "manifest.json").read_text())["versions"]
 
 
@@ -149,17 +152,7 @@ def test_a_cell_holds_what_can_be_kept_and_nothing_to_unpickle(shop, tmp_path):
     spec = parse_model(A3C)
     folder = compute_cell(Cell(spec, shop.fingerprint(), 5), shop, tmp_path, "cpu")
     names = {path.name for path in folder.iterdir()}
-    expected = {
-        "manifest.json",
-        "agent.json",
-        "model.safetensors",
-        "scalars.jsonl",
-        "tensorboard",
-        "events.parquet",
-        "honesty.json",
-        "last.safetensors",
-    }
-    assert names == expected and [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert names == FILES and [path.name for path in tmp_path.iterdir()] == [folder.name]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["config"]["hidden_units"] == 16 and manifest["seed"] == 5 and manifest["notes"] == list(shop.notes)
     assert manifest["data"] == shop.fingerprint() and "torch" in manifest["versions"]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from ...envs.log import PreparedData
@@ -64,11 +63,7 @@ class Results:
 
     def differences(self, against: str, labels: list[str] | None = None) -> pd.DataFrame:
         """`paired_differences` of the entries, or of some of them, to one; empty where that is alone."""
-        events = (
-            self.events
-            if labels is None
-            else {label: self.events[label] for label in {against: 0, **dict.fromkeys(labels)}}
-        )
+        events = {label: self.events[label] for label in labels or self.events}
         if against not in events or len(events) == 1:
             return pd.DataFrame()
         return paired_differences(events, against, 5 if 5 in self.ks else self.ks[0], self.ties)
@@ -76,9 +71,3 @@ class Results:
     def entry(self, label: str) -> Entry:
         """The entry of that label."""
         return next(entry for entry in self.design.entries if entry.label == label)
-
-
-def interval_of(row: pd.Series) -> tuple[float | None, float | None, float | None]:
-    """Value, low and high of a row of a long table, None for NaN."""
-    value, low, high = (None if np.isnan(row[name]) else float(row[name]) for name in ("value", "low", "high"))
-    return value, low, high

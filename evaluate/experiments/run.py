@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...envs.folders import SCHEMA, new_folder, read_manifest, write_json
+from ...envs.folders import SCHEMA, check_same_result, new_folder, write_json
 from ...envs.log import PreparedData
 from ...errors import InputError
 from ..exports import write_views
@@ -112,7 +112,8 @@ def run_experiment(
     ks = ks or plan.design.experiment.ks
     check_ks(ks)
     described = _describe(plan, ks, ties)
-    _check_out(out, described, overwrite)
+    same = {key: described[key] for key in ("experiment", "cells", "ks", "ties")}
+    check_same_result(out, EXPERIMENT_FORMAT, "an experiment", same, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     todo = [cell for cells in plan.cells.values() for cell in cells]
     folders = compute_cells(todo, plan.data, plan.folder, jobs or default_jobs(plan.device), plan.device, plan.extra)
@@ -162,20 +163,3 @@ def _describe(plan: ExperimentPlan, ks: tuple[int, ...], ties: str) -> dict[str,
         "honesty": plan.honesty,
         "cells": {label: [cell.name for cell in cells] for label, cells in plan.cells.items()},
     }
-
-
-def _check_out(out: Path, described: dict[str, Any], overwrite: bool) -> None:
-    if not out.exists():
-        return
-    try:
-        found = read_manifest(out, EXPERIMENT_FORMAT)
-    except InputError:
-        raise InputError(
-            f"{out}: exists and is not an experiment that this version can read, so it is not replaced; "
-            "choose another --out"
-        ) from None
-    if not overwrite and any(found.get(key) != described[key] for key in ("experiment", "cells", "ks", "ties")):
-        raise InputError(
-            f"{out}: already holds another experiment, or this one with other models, seeds, data or options; choose "
-            "another --out or pass --overwrite (finished cells are kept and reused)"
-        )

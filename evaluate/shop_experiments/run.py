@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from ...envs.folders import SCHEMA, new_folder, read_manifest, write_json
+from ...envs.folders import SCHEMA, check_same_result, new_folder, write_json
 from ...envs.shop.live_config import LiveShopConfig
 from ...errors import InputError
 from ..experiments.run import EXPERIMENT_FORMAT
@@ -142,7 +142,8 @@ def run_shop_experiment(
     something else, or another experiment and `overwrite` is off; `BrokenExecutor` where a worker process dies.
     """
     described = _describe(plan, ties)
-    _check_out(out, described, overwrite)
+    same = {key: described[key] for key in ("experiment", "values", "ties")}
+    check_same_result(out, EXPERIMENT_FORMAT, "an experiment", same, overwrite)
     jobs = jobs or default_jobs(plan.device)
     for config, log in plan.logs.items():
         todo = [cell for seeds in plan.cells(config).values() for cell in seeds]
@@ -220,20 +221,3 @@ def _describe(plan: ShopPlan, ties: str) -> dict[str, Any]:
         "honesty": {label: check_data(plan.logs[config].data) for config, label in made.shops().items()},
         "values": [valuation.name for valuation in plan.valuations()],
     }
-
-
-def _check_out(out: Path, described: dict[str, Any], overwrite: bool) -> None:
-    if not out.exists():
-        return
-    try:
-        found = read_manifest(out, EXPERIMENT_FORMAT)
-    except InputError:
-        raise InputError(
-            f"{out}: exists and is not an experiment that this version can read, so it is not replaced; "
-            "choose another --out"
-        ) from None
-    if not overwrite and any(found.get(key) != described[key] for key in ("experiment", "values", "ties")):
-        raise InputError(
-            f"{out}: already holds another experiment, or this one with other models, seeds or sizes; choose another "
-            "--out or pass --overwrite (what is finished is kept and reused)"
-        )
