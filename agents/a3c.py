@@ -104,6 +104,10 @@ class A3CLearner:
         with self.counting:
             self.counters[0] += steps.n_events
 
+    def acting_logits(self, states: SessionState) -> Tensor:
+        """[B, N] of what it recommends in `states` [B, ...] where it acts while it learns."""
+        return self.policy.logits(states)
+
     def _losses(self, steps: Steps, returns: Tensor, apart: bool) -> dict[str, Tensor]:
         """The weighted terms of the loss, each a mean over all T B samples; `apart`: supervised and policy as two."""
         config = self.config
@@ -121,7 +125,7 @@ class A3CLearner:
             self.metrics.add("value_loss", error.detach().mean())
         supervised = self.config.supervised_weight
         head = self.policy.supervised_head
-        if supervised > 0 and (apart or head is not None):
+        if supervised > 0 and (apart or head is not None or steps.credited is not None):
             losses["supervised"] = self._supervised_loss(states, steps, supervised, head)
             supervised = 0.0
         if config.learns_from_rewards or supervised > 0:
@@ -138,7 +142,9 @@ class A3CLearner:
 
         Cross-entropy is a weight `supervised` of its own on the same log pi.
         """
-        config, action = self.config, steps.action.flatten()
+        config = self.config
+        # Cross-entropy is of what the shopper did, a reward is for what was recommended.
+        action = (steps.action if config.policy_weight == "one" else steps.rewarded_action).flatten()
         match config.policy_weight:
             case "advantage":
                 weight = advantage

@@ -25,7 +25,7 @@ class PartialRollout(Rollout):
 
 
 class Steps(NamedTuple):
-    """A `Rollout` on the learner's device; every tensor [T, B] but the last two."""
+    """A `Rollout` on the learner's device; every tensor [T, B] but `rewarded`."""
 
     item: Tensor
     start: Tensor
@@ -37,6 +37,8 @@ class Steps(NamedTuple):
     """[R] the steps with a reward above 0, as rows of the flattened [T B]; found on the host, which need not wait."""
     real: Tensor | None = None
     """[T B] bool, the steps that are events and to be learned from, in a `PartialRollout`; None: all are."""
+    credited: Tensor | None = None
+    """[T, B] actions that the rewards are for, where these are not `action`."""
 
     @classmethod
     def of(cls, rollout: Rollout, kinds: bool, device: torch.device) -> Steps:
@@ -55,11 +57,19 @@ class Steps(NamedTuple):
             torch.from_numpy(np.ascontiguousarray(column)).to(device, non_blocking=True) for column in columns
         )
         to_learn = None if real is None else torch.from_numpy(real.ravel()).to(device)
-        return cls(item.long(), start, action.long(), *rest, real=to_learn)
+        credited = rollout.credited_action
+        if credited is not None:
+            credited = torch.from_numpy(credited).to(device).long()
+        return cls(item.long(), start, action.long(), *rest, real=to_learn, credited=credited)
 
     def tensors(self) -> dict[str, Tensor]:
         """By name; `Steps(**steps.tensors())` is the same again."""
         return {name: part for name, part in self._asdict().items() if part is not None}
+
+    @property
+    def rewarded_action(self) -> Tensor:
+        """[T, B] what the rewards are for."""
+        return self.action if self.credited is None else self.credited
 
     @property
     def n_events(self) -> int:

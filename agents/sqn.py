@@ -100,6 +100,10 @@ class SQNLearner:
         self.counters[0] += 1
         self._refresh_when_due()
 
+    def acting_logits(self, states: SessionState) -> Tensor:
+        """[B, N] of what it recommends in `states` [B, ...] where it acts while it learns: Q, or as taught."""
+        return self.policy.logits(states, None if self.config.ranking == "q" else self.policy.supervised_head)
+
     def flush(self) -> None:
         """Bring every weight up to date, before it is scored or copied."""
         for optimizer in self.optimizers:
@@ -120,7 +124,7 @@ class SQNLearner:
         if self.config.q_weight == 0:
             return loss
         target = self._target(steps, learning, unrolled, others)
-        error = (target.flatten() - q_of(policy, states, action)).square().mean()
+        error = (target.flatten() - q_of(policy, states, steps.rewarded_action.flatten())).square().mean()
         self.metrics.add("q_loss", error.detach())
         return loss + self.config.q_weight * error
 

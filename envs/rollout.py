@@ -38,6 +38,9 @@ class Rollout:
     """int32, what the agent did, where it acted."""
     log_probability: np.ndarray | None = None
     """float32, natural log of the probability it gave to that action."""
+    credited_action: np.ndarray | None = None
+    """int32, what `reward` is to be credited to, where that is not `action`: what the agent did, of one that learns
+    from its own doings."""
 
 
 class Logged(NamedTuple):

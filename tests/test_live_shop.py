@@ -18,9 +18,12 @@ from gymnasium.utils.env_checker import check_env as check_gymnasium_env
 from gymnasium.vector import AutoresetMode
 from scipy.stats import ks_2samp
 from sessiongym.agents.a3c import A3CLearner
-from sessiongym.agents.config import AgentConfig
+from sessiongym.agents.config import PRESETS, AgentConfig
+from sessiongym.agents.lanes import Steps
 from sessiongym.agents.on_policy import acting_source
 from sessiongym.agents.sb3 import TiedActorCriticPolicy, TiedDQNPolicy
+from sessiongym.agents.sqn import SQNLearner
+from sessiongym.agents.sqn_config import SQN_PRESETS, SQNConfig
 from sessiongym.baselines.item_knn import ItemKNN
 from sessiongym.envs.conformance import check_vector_env
 from sessiongym.envs.log import PURCHASE
@@ -447,16 +450,71 @@ def test_what_stable_baselines3_has_learned_is_worth_more_than_chance(name):
     assert gain.mean > 3 * gain.standard_error
 
 
-@pytest.mark.slow
-def test_a3c_learns_from_the_actions_that_it_draws():
-    config = AgentConfig(
-        hidden_units=32, click_reward=1.0, n_steps=8, bootstrap=True, value_target="online", policy_at="every",
-        entropy_weight=0.01, lanes=64, unroll=8, learning_rate=5e-3, gamma=0.95,
-    )  # fmt: skip
-    learner = A3CLearner(config, 20, 0, "cpu")
-    learner.start(acting_source(learner, ShopVectorEnv(64, **vars(EASY)), seed=0))
-    for _ in range(300):
+def acting_learner(config, n_updates, seed=0):
+    learner = (SQNLearner if isinstance(config, SQNConfig) else A3CLearner)(config, 20, seed, "cpu")
+    options = {**vars(EASY), "kinds": config.kinds}
+    learner.start(acting_source(learner, ShopVectorEnv(config.lanes, **options), seed))
+    for _ in range(n_updates):
         learner.update()
+    return learner
+
+
+SMALL = {"hidden_units": 8, "lanes": 8, "unroll": 4}
+CONFIGS = {
+    **{name: replace(config, **SMALL, embedding_dim=8) for name, config in PRESETS["practical"].items()},
+    **{f"{name}@paper": replace(config, **SMALL) for name, config in PRESETS["paper"].items()},
+    "sqn": SQNConfig(**SMALL, embedding_dim=8),
+    "sqn@paper": replace(SQN_PRESETS["paper"], **SMALL),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_agent_trains_in_it_and_again_to_the_same_weights(name):
+    config = CONFIGS[name]
+    if getattr(config, "imagination_weight", 0) > 0:
+        config = replace(config, imagination_start=0)
+    first, again = (acting_learner(config, 6).policy.state_dict() for _ in range(2))
+    untrained = acting_learner(config, 0).policy.state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], untrained[key]) for key in first)
+
+
+def test_rewards_are_credited_to_what_was_recommended_and_clicks_teach_what_was_clicked():
+    learner = A3CLearner(replace(CONFIGS["a3c-f"], policy_weight="return"), 20, 0, "cpu")
+    source = acting_source(learner, ShopVectorEnv(8, **{**vars(EASY), "kinds": True}), seed=0)
+    rollout = source(4)
+    assert np.array_equal(rollout.credited_action, rollout.sampled_action)
+    assert not np.array_equal(rollout.credited_action, rollout.action)
+    steps = Steps.of(rollout, True, torch.device("cpu"))
+    other = steps._replace(credited=(steps.credited + 1) % 20), steps._replace(action=(steps.action + 1) % 20)
+
+    def losses(config, steps):
+        learner = A3CLearner(replace(config, dropout=0.0), 20, 0, "cpu")
+        return learner._losses(steps, torch.ones(32), apart=False)
+
+    by_reward = replace(CONFIGS["a3c-f"], policy_weight="return")
+    taught = replace(by_reward, supervised_weight=1.0)
+    for config, changed_by_credit, changed_by_click in (
+        (by_reward, {"policy"}, set()),
+        (taught, {"policy"}, {"supervised"}),
+        (CONFIGS["lstm"], set(), {"policy"}),
+    ):
+        before = losses(config, steps)
+        for changed, changes in zip(other, (changed_by_credit, changed_by_click), strict=True):
+            after = losses(config, changed)
+            assert {key for key in before if not torch.equal(before[key], after[key])} == changes
+
+
+ACTING = AgentConfig(
+    hidden_units=32, click_reward=1.0, n_steps=8, bootstrap=True, value_target="online", policy_at="every",
+    entropy_weight=0.01, lanes=64, unroll=8, learning_rate=5e-3, gamma=0.95,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("imagination_weight", [0.0, 0.001])
+def test_a3c_and_irn_learn_from_the_actions_that_they_draw(imagination_weight):
+    learner = acting_learner(replace(ACTING, imagination_weight=imagination_weight), 300)
 
     @torch.no_grad()
     def logits(windows):
@@ -467,8 +525,9 @@ def test_a3c_learns_from_the_actions_that_it_draws():
 
 
 def test_the_page_runs_and_names_every_option():
-    (block,) = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"Value\(.*\)\nValue\(.*\)\n100 0\.005\n", done.stdout)
     assert {each.name for each in fields(LiveShopConfig)} <= set(re.findall(r"`(\w+)`", PAGE))
