@@ -134,19 +134,12 @@ def _compare(command: Compare) -> None:
     )
     from rich.console import Console
 
-    from .evaluate.table import print_table
+    from .evaluate.exports import table_console
 
+    Console().print(table_console(*result.views, notes=result.notes))
     files = ["table.csv", "table.md", "training.csv", "events.parquet", "views.json", "manifest.json"]
-    print_table(result.long, notes=result.notes, ties=command.ties)
     if len(result.differences):
-        from .evaluate.differences import differences_console_table
-
-        Console().print(differences_console_table(result.differences, command.ties))
         files.insert(2, "differences.csv")
-    if len(result.training):
-        from .evaluate.training import training_console_table
-
-        Console().print(training_console_table(result.training))
     print(f"written to {result.folder}: {', '.join(files)}")
 
 
@@ -177,12 +170,11 @@ def _experiment(command: RunExperiment) -> None:
     from rich.console import Console
 
     from .evaluate.experiments.plan import print_plan
-    from .evaluate.experiments.run import make_plan, run_experiment
+    from .evaluate.experiments.run import make_plan, notes_of, run_experiment
     from .evaluate.exports import table_console
     from .evaluate.pool import default_jobs
     from .evaluate.report import write_report
     from .evaluate.runs import check_device, check_ks
-    from .evaluate.views import Table as TableView
 
     experiment = EXPERIMENTS[command.name]
     out = command.out or Path("runs") / command.name
@@ -204,10 +196,7 @@ def _experiment(command: RunExperiment) -> None:
     if command.dry_run:
         return
     views = run_experiment(plan, out, jobs=command.jobs, ks=command.ks, ties=command.ties, overwrite=command.overwrite)
-    console = Console()
-    for view in views:
-        if isinstance(view, TableView):
-            console.print(table_console(view))
+    Console().print(table_console(*views, notes=notes_of(plan)))
     print(f"written to {out}: {write_report(out).name}, views.json, tables, plots, table.csv, training.csv")
 
 
@@ -218,7 +207,6 @@ def _shop_experiment(command: RunShopExperiment) -> None:
     from .evaluate.report import write_report
     from .evaluate.shop_experiments.definitions import SHOP_EXPERIMENTS, changed_experiment
     from .evaluate.shop_experiments.run import make_shop_plan, run_shop_experiment
-    from .evaluate.views import Table as TableView
 
     out = command.out or Path("runs") / command.name
     experiment = changed_experiment(
@@ -235,10 +223,7 @@ def _shop_experiment(command: RunShopExperiment) -> None:
     if command.dry_run:
         return
     views = run_shop_experiment(plan, out, jobs=command.jobs, ties=command.ties, overwrite=command.overwrite)
-    console = Console()
-    for view in views:
-        if isinstance(view, TableView) and view.name in ("kendall-unseen", "regret-unseen"):
-            console.print(table_console(view))
+    Console().print(table_console(*(view for view in views if view.name in ("kendall-unseen", "regret-unseen"))))
     print(f"written to {out}: {write_report(out).name}, views.json, tables, plots")
 
 
@@ -302,8 +287,7 @@ def _off_policy(command: OffPolicy) -> None:
     with new_folder(command.out, overwrite=command.overwrite) as work:
         write_views(work, views)
         write_json(work / "manifest.json", head)
-    for view in views:
-        Console().print(table_console(view))
+    Console().print(table_console(*views))
     print(f"written to {command.out}: views.json, tables")
 
 
@@ -334,9 +318,10 @@ def _train(command: Train) -> None:
 def _evaluate(command: Evaluate) -> None:
     import torch
 
+    from .evaluate.comparison_views import print_table
     from .evaluate.honesty import check_data
     from .evaluate.runs import check_device, check_ks, open_run, rank_into
-    from .evaluate.table import long_table, print_table, write_table
+    from .evaluate.table import long_table, write_table
 
     check_ks(command.ks)
     # As in `compare`, so that both give the same ranks.

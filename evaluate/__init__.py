@@ -72,10 +72,9 @@ _HOME = {
     "first_n_rows": "inter_session",
     "ii_rnn_markdown": "inter_session",
     "ii_rnn_table": "inter_session",
-    "console_table": "table",
     "long_table": "table",
-    "markdown_table": "table",
-    "print_table": "table",
+    "slice_tables": "comparison_views",
+    "print_table": "comparison_views",
     "read_table": "table",
     "write_table": "table",
 }

@@ -18,6 +18,8 @@ from .runs import RUN_FORMAT, Cell, check_device, check_ks, read_events, read_ex
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .views import View
+
 COMPARISON_FORMAT = "sessiongym.comparison"
 
 
@@ -33,6 +35,8 @@ class Comparison:
     """Every model against one of them, as `differences.csv` holds it; empty where none was named."""
     training: pd.DataFrame
     """Every scalar of every epoch of the trained models, as `training.csv` holds it; empty where none was trained."""
+    views: tuple[View, ...]
+    """What `table.md` and a report show."""
     folder: Path
 
 
@@ -159,10 +163,10 @@ def _write(
     import pandas as pd
 
     from .comparison_views import comparison_views
-    from .differences import differences_markdown, paired_differences
-    from .exports import VIEWS
-    from .table import headline_k, long_table, markdown_table, write_table
-    from .training import training_markdown, training_table
+    from .differences import paired_differences
+    from .exports import VIEWS, table_markdown
+    from .table import headline_k, long_table, write_table
+    from .training import training_table
     from .views import views_to_json
 
     notes = list(data.notes)
@@ -176,7 +180,7 @@ def _write(
         if plan["last"] and parse_model(read_manifest(by_seed[0], RUN_FORMAT)["model"]).trained:
             events[f"{model} (last epoch)"] = {seed: read_extra(folder, "last") for seed, folder in by_seed.items()}
     long, training = long_table(events, ks, ties), training_table(folders)
-    differences = pd.DataFrame() if against is None else paired_differences(events, against, headline_k(long), ties)
+    differences = pd.DataFrame() if against is None else paired_differences(events, against, headline_k(ks), ties)
     rows = [
         frame.assign(model=model, seed=seed) for model, by_seed in events.items() for seed, frame in by_seed.items()
     ]
@@ -195,13 +199,10 @@ def _write(
         write_json(work / VIEWS, views_to_json(views))
         write_table(long, work / "table.csv")
         training.to_csv(work / "training.csv", index=False)
-        text = markdown_table(long, notes=notes, ties=ties)
         if len(differences):
             differences.to_csv(work / "differences.csv", index=False)
-            text += "\n" + differences_markdown(differences, ties)
-        text += "\n" + training_markdown(training) if len(training) else ""
-        (work / "table.md").write_text(text, encoding="utf-8")
+        (work / "table.md").write_text(table_markdown(*views, notes=notes), encoding="utf-8")
         table = pd.concat(rows, ignore_index=True).astype({"model": "category"})
         table.to_parquet(work / "events.parquet", index=False)
         write_json(work / "manifest.json", {**head, "against": against, "cells": cells})
-    return Comparison(long, tuple(notes), differences, training, out)
+    return Comparison(long, tuple(notes), differences, training, tuple(views), out)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
 
-from .differences import DIFFERENCE_SLICES
+from .differences import DIFFERENCE_SLICES, FEWEST_SESSIONS
+from .exports import table_console
 from .seeds import rank_stability, rank_view, seed_table, seed_view
 from .table import MEAN, headline_k
 from .training import SECTIONS, kept_figures
 from .views import Column, Figure, HeatMap, LineChart, Row, Series, Table, View
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 METRIC_LABELS = {"recall": "Recall", "mrr": "MRR", "ndcg": "NDCG"}
 
@@ -58,30 +62,66 @@ def comparison_views(
 
     `paper_labels` says what the paper calls a model, and `published` what it printed there.
     """
-    models, ks, at = list(dict.fromkeys(long["model"])), sorted(set(long["k"])), headline_k(long)
-    rows = [(model, model, (paper_labels or {}).get(model)) for model in models]
-    figures = figure_lookup(long)
-    notes = figure_notes(long, ties)
-    views: list[View] = []
-    for name in ("purchase", "click", "first"):
-        columns = [(name, metric, k) for metric in ("recall", "mrr") for k in ks]
-        n_events = _n_events(long, name, at)
-        explanation = ("First: a session's second event, whatever it is.",) if name == "first" else ()
-        title = f"{name.capitalize()}, {n_events:,} events"
-        views.append(metric_table(name, title, rows, columns, figures, [*notes, *explanation], published))
-    views.append(_parts(rows, figures, at, long, baseline, notes))
+    at = headline_k(long["k"])
+    views: list[View] = [
+        *slice_tables(long, ties=ties, baseline=baseline, published=published, paper_labels=paper_labels)
+    ]
     if len(differences):
         views.append(difference_table(differences, ties))
     views += seed_views(events, long, at, ties)
-    views.append(slice_heat_map(models, figures, at))
+    views.append(slice_heat_map(list(dict.fromkeys(long["model"])), figure_lookup(long), at))
     if len(training):
         views += training_views(training)
     return views
 
 
+def slice_tables(
+    long: pd.DataFrame,
+    *,
+    ties: str = "expected",
+    baseline: str = "most-recent",
+    published: Published | None = None,
+    paper_labels: Mapping[str, str | None] | None = None,
+) -> list[Table]:
+    """The mean over seeds of a `long_table`: purchases, their repeat and explore parts, clicks, and first events.
+
+    Rows are the models in their order in `long`; the parts have the lift over `baseline` where it is one of them.
+    """
+    ks, at, notes = sorted(set(long["k"])), headline_k(long["k"]), figure_notes(long, ties)
+    figures = figure_lookup(long)
+    rows = [(model, model, (paper_labels or {}).get(model)) for model in dict.fromkeys(long["model"])]
+
+    def table(name: str, *explanation: str) -> Table:
+        columns = [(name, metric, k) for metric in ("recall", "mrr") for k in ks]
+        title = f"{name.capitalize()}, {_n_events(long, name, at):,} events"
+        return metric_table(name, title, rows, columns, figures, [*notes, *explanation], published)
+
+    return [
+        table("purchase"),
+        _parts(rows, figures, at, long, baseline, notes),
+        table("click"),
+        table("first", "First: a session's second event, whatever it is."),
+    ]
+
+
+def print_table(
+    long: pd.DataFrame,
+    *,
+    notes: Sequence[str] = (),
+    ties: str = "expected",
+    baseline: str = "most-recent",
+    console: Console | None = None,
+) -> None:
+    """Print `slice_tables` and `notes` (caveats of the data) on `console` (default: standard output)."""
+    from rich.console import Console
+
+    tables = slice_tables(long, ties=ties, baseline=baseline)
+    (console or Console()).print(table_console(*tables, notes=notes))
+
+
 def figure_lookup(long: pd.DataFrame) -> Callable[[str, str, str, int], Figure]:
     """From model, slice, metric and K to the figure of the mean over seeds, with its interval."""
-    mean = long[long["seed"] == MEAN]
+    mean = long.loc[long["seed"] == MEAN]
     table = {
         key: tuple(None if np.isnan(number) else float(number) for number in numbers)
         for *key, numbers in zip(
@@ -119,7 +159,11 @@ def metric_table(
     notes: Sequence[str] = (),
     published: Published | None = None,
 ) -> Table:
-    """Metrics of models: rows of (label, model, what the paper calls it), columns of (slice, metric, K)."""
+    """Metrics of models: rows of (label, model, what the paper calls it), columns of (slice, metric, K).
+
+    In text only Recall at the headline K has its interval, so that six metrics fit into the width of a terminal.
+    """
+    headline = "recall", headline_k(k for _, _, k in columns)
 
     def cell(model: str, paper_label: str | None, column: tuple[str, str, int]) -> Figure:
         figure = figures(model, *column)
@@ -131,7 +175,11 @@ def metric_table(
         name,
         title,
         tuple(
-            Column(f"{METRIC_LABELS[metric]}@{k}", group=slice_name.capitalize() if len(slices) > 1 else "")
+            Column(
+                f"{METRIC_LABELS[metric]}@{k}",
+                group=slice_name.capitalize() if len(slices) > 1 else "",
+                interval=(metric, k) == headline,
+            )
             for slice_name, metric, k in columns
         ),
         tuple(
@@ -154,16 +202,17 @@ def difference_table(differences: pd.DataFrame, ties: str) -> Table:
         ].itertuples(index=False, name=None)
     }
     models = list(dict.fromkeys(differences["model"]))
+    whom = f"all {len(models)} models of the column at once" if len(models) > 1 else "the model"
     return Table(
         "differences",
         f"Recall@{k} minus that of {against}",
-        tuple(Column(label) for label in DIFFERENCE_SLICES.values()),
+        tuple(Column(label, better="neither", signed=True) for label in DIFFERENCE_SLICES.values()),
         tuple(Row(model, tuple(figures[model, part] for part in DIFFERENCE_SLICES)) for model in models),
         notes=(
             f"In percentage points, mean over seeds, paired; intervals over sessions of each difference alone; ties: "
             f"{ties}. They hold for the seeds at hand.",
-            "Marked ones hold for all models of the column at once (sup-t band, Montiel Olea and Plagborg-Møller, "
-            "2019), and at least 6 sessions differ.",
+            f"Marked ones hold for {whom} (sup-t band, Montiel Olea and Plagborg-Møller, 2019), and at least "
+            f"{FEWEST_SESSIONS} sessions differ. Columns are not corrected for one another.",
         ),
     )
 
@@ -208,9 +257,7 @@ def training_views(training: pd.DataFrame) -> list[View]:
                     f"training-{section.name}",
                     f"Training: {section.title}",
                     tuple(
-                        Column(c.heading, "%" if c.factor == 100 else "", c.decimals, "neither")
-                        for c in section.columns
-                        if c.scalar in figures
+                        Column(c.heading, c.unit, c.decimals, "neither") for c in section.columns if c.scalar in figures
                     ),
                     tuple(
                         Row(str(model), tuple(Figure(None if np.isnan(value) else float(value)) for value in values))
@@ -250,40 +297,32 @@ def _parts(
     notes: Sequence[str],
 ) -> Table:
     """Purchases by repeat and explore, and the lift over the shortcut that every table carries."""
-    columns = [
-        Column(f"{part.capitalize()}, {_n_events(long, f'purchase/{part}', k):,} events")
-        for part in ("repeat", "explore")
-    ]
-    models = [model for _, model, _ in rows]
-    base = figures(baseline, "purchase", "recall", k).value if baseline in models else None
-    if baseline in models:
-        columns.append(Column(f"Lift over {baseline}", decimals=1))
 
-    def lift(model: str) -> Figure:
+    has_lift = baseline in {model for _, model, _ in rows}
+    base = figures(baseline, "purchase", "recall", k).value if has_lift else None
+
+    def cells(model: str) -> tuple[Figure, ...]:
+        parts = [figures(model, f"purchase/{part}", "recall", k) for part in ("repeat", "explore")]
         value = figures(model, "purchase", "recall", k).value
-        return Figure(value / base - 1 if value is not None and base else None)
+        lift = Figure(value / base - 1 if value is not None and base else None)
+        return (*parts, lift) if has_lift else tuple(parts)
 
+    n_repeat, n_explore = (_n_events(long, f"purchase/{part}", k) for part in ("repeat", "explore"))
     return Table(
         "purchase-parts",
-        f"Purchase Recall@{k}: repeat and explore",
-        tuple(columns),
-        tuple(
-            Row(
-                label,
-                (
-                    *(figures(model, f"purchase/{part}", "recall", k) for part in ("repeat", "explore")),
-                    *([lift(model)] if baseline in models else []),
-                ),
-                paper_label,
-            )
-            for label, model, paper_label in rows
+        f"Purchase Recall@{k}, {n_repeat:,} repeat and {n_explore:,} explore events",
+        (Column("Repeat"), Column("Explore"), *([Column("Lift", decimals=1, signed=True)] if has_lift else [])),
+        tuple(Row(label, cells(model), paper_label) for label, model, paper_label in rows),
+        notes=(
+            *notes,
+            "Repeat: the item occurred earlier in the session; explore: it did not.",
+            *([f"Lift: purchase Recall@{k} relative to {baseline}."] if has_lift else []),
         ),
-        notes=(*notes, "Repeat: the item occurred earlier in the session; explore: it did not."),
     )
 
 
 def _n_events(long: pd.DataFrame, slice_name: str, k: int) -> int:
-    chosen = long[
+    chosen = long.loc[
         (long["seed"] == MEAN) & (long["slice"] == slice_name) & (long["metric"] == "recall") & (long["k"] == k)
     ]
     return int(chosen["events"].to_numpy().max())

@@ -8,7 +8,6 @@ often than one time in twenty, so a difference is marked by intervals that hold 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,6 @@ from ..errors import InputError
 from .events import slice_masks
 from .statistics import bootstrap_sums, percentile_interval, ratio, session_sums
 from .table import HEADLINE_K, event_values, same_events
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 DIFFERENCE_SLICES = {
     "purchase": "Purchase",
@@ -107,72 +103,6 @@ def simultaneous_interval(draws: np.ndarray, confidence: float = 0.95) -> tuple[
     return percentile_interval(draws, 1 - 2 * tail)
 
 
-def differences_console_table(differences: pd.DataFrame, ties: str = "expected") -> Group:
-    """Differences as stacked tables for a terminal, each within 80 columns: Purchase and its parts, Click and First."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    cells, marks = _cells(differences)
-    tables = []
-    for columns in (cells.columns[:3], cells.columns[3:]):
-        title = _title(differences)
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column("model", overflow="fold", min_width=12, max_width=24)
-        for column in columns:
-            table.add_column(column, justify="right", no_wrap=True)
-        for model in cells.index:
-            shown = [
-                Text(f"{cells.at[model, c]}*", "bold") if marks.at[model, c] else Text(f"{cells.at[model, c]} ")
-                for c in columns
-            ]
-            table.add_row(Text(model), *shown)
-        tables.append(table)
-    return Group(*tables, Text(_explanation(differences, ties, "*")))
-
-
-def differences_markdown(differences: pd.DataFrame, ties: str = "expected") -> str:
-    """The same as one table in Markdown, marked differences in bold."""
-    cells, marks = _cells(differences)
-    lines = ["| model | " + " | ".join(cells.columns) + " |", "|---|" + "---:|" * cells.shape[1]]
-    for model in cells.index:
-        shown = [f"**{cells.at[model, c]}**" if marks.at[model, c] else cells.at[model, c] for c in cells.columns]
-        lines.append(f"| {model} | " + " | ".join(shown) + " |")
-    return f"**{_title(differences)}**\n\n" + "\n".join(lines) + f"\n\n{_explanation(differences, ties, 'bold')}\n"
-
-
 def _mean_recall(by_seed: Mapping[int, pd.DataFrame], k: int, ties: str) -> np.ndarray:
     """[E], NaN where k is beyond what the model can be scored at."""
     return np.mean([event_values(frame, "recall", k, ties) for frame in by_seed.values()], axis=0)
-
-
-def _cells(differences: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Text and mark of each model (rows) in each slice (columns)."""
-    half = (differences["high"] - differences["low"]) / 2
-    text = [
-        "" if np.isnan(points) else f"{points:+z.2f} ±{margin:.2f}"
-        for points, margin in zip(differences["points"], half, strict=True)
-    ]
-    wide = differences.assign(text=text).pivot(index="model", columns="slice", values=["text", "differs"])
-    models, headings = differences["model"].unique(), list(DIFFERENCE_SLICES.values())
-    cells, marks = (
-        pd.DataFrame(wide.loc[models, [(name, part) for part in DIFFERENCE_SLICES]].to_numpy(), models, headings)
-        for name in ("text", "differs")
-    )
-    return cells, marks
-
-
-def _title(differences: pd.DataFrame) -> str:
-    return f"Recall@{differences['k'].iloc[0]} minus that of {differences['against'].iloc[0]}"
-
-
-def _explanation(differences: pd.DataFrame, ties: str, mark: str) -> str:
-    n_models = len(set(differences["model"]))
-    whom = f"all {n_models} models of the column" if n_models > 1 else "the model"
-    return (
-        f"In percentage points, mean over seeds; ties: {ties}; ± half the paired 95 % interval over sessions of this "
-        f"difference alone. Marked ({mark}): the 95 % interval that holds for {whom} at once (sup-t band, Montiel Olea "
-        f"and Plagborg-Møller, 2019) excludes 0, and at least {FEWEST_SESSIONS} sessions differ. Columns are not "
-        "corrected for one another. Intervals hold for the seeds at hand."
-    )

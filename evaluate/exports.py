@@ -6,9 +6,10 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,14 @@ from .views import Column, Figure, HeatMap, LineChart, Table, View, views_from_j
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.table import Table as RichTable
 
 VIEWS = "views.json"
 
 DIFFERS = "the 95 % interval that holds for all figures compared at once excludes 0"
 """What `Figure.differs` means, for readers."""
 
-_CONSOLE_WIDTH, _CONSOLE_LABEL, _CHART_LABEL = 80, 24, 48
+_CONSOLE_WIDTH, _CONSOLE_LABELS, _CHART_LABEL = 80, (24, 10), 48
 
 
 def write_views(folder: Path, views: Sequence[View]) -> None:
@@ -102,13 +104,14 @@ class Cell:
 
 
 def table_cells(table: Table) -> list[list[Cell]]:
-    """The figures of a table as text, [rows][columns]; with a sign where a column has both signs' use."""
+    """The figures of a table as text, [rows][columns]."""
     columns = [_column_cells(column, [row.figures[i] for row in table.rows]) for i, column in enumerate(table.columns)]
     return [[cells[i] for cells in columns] for i in range(len(table.rows))]
 
 
 def _column_cells(column: Column, figures: Sequence[Figure]) -> list[Cell]:
-    signed = any(figure.value is not None and figure.value < 0 for figure in figures)
+    plain = [shown(figure.value, column.unit, column.decimals) for figure in figures]
+    signed = column.signed or any(value.startswith("-") for value in plain)
     values = [shown(figure.value, column.unit, column.decimals, signed) for figure in figures]
     # Judged as shown: of two figures that look the same neither is the better one.
     numbers = {float(value.replace(",", "")) for value in values if value}
@@ -146,13 +149,13 @@ def short(text: str) -> str:
 
 
 def legend(table: Table, best: str) -> list[str]:
-    """Sentences that explain the marks of a table; `best` names the mark of a column's best figure."""
-    marked = [cell for row in table_cells(table) for cell in row]
+    """Sentences that explain the marks of a table in text; `best` names the mark of a column's best figure."""
+    marked = [cell for row in _text_cells(table) for cell in row]
     shares = [column.label for column in table.columns if column.unit == "%"]
     others = list(dict.fromkeys(column.label for column in table.columns if column.unit != "%"))
     lines = []
     if shares:
-        lines.append("In %" + (f" but for {', '.join(others)}" if others else "") + ".")
+        lines.append("In %" + (f" but for {', '.join(others).rstrip('.')}" if others else "") + ".")
     if any(cell.best for cell in marked):
         lines.append(f"{best}: best of its column.")
     if any(cell.half for cell in marked):
@@ -179,20 +182,55 @@ def column_groups(table: Table) -> Iterator[tuple[str, range]]:
         yield group, range(found[0], found[-1] + 1)
 
 
-def table_markdown(table: Table) -> str:
-    """The table in Markdown, one for each group of columns, the best figures in bold and the notes below."""
-    cells, labels = table_cells(table), row_labels(table)
+def _text_cells(table: Table) -> list[list[Cell]]:
+    """`table_cells` without the intervals that text leaves out."""
+    return [
+        [cell if column.interval else replace(cell, half="") for cell, column in zip(row, table.columns, strict=True)]
+        for row in table_cells(table)
+    ]
+
+
+def _with_footers(
+    views: Iterable[View], best: str, notes: Sequence[str]
+) -> tuple[list[tuple[Table, list[str]]], list[str]]:
+    """The tables among `views`, each with the lines below it, and the lines below them all: what several tables say."""
+    tables = [view for view in views if isinstance(view, Table)]
+    legends, remarks = [legend(table, best) for table in tables], [table.notes for table in tables]
+    count = Counter(chain(*legends, *remarks, notes))
+
+    def own(lines: Iterable[str]) -> list[str]:
+        return [line for line in lines if count[line] == 1]
+
+    def shared(lines: Iterable[str]) -> list[str]:
+        return [line for line in dict.fromkeys(lines) if count[line] > 1]
+
+    def footer(marks: Sequence[str], remarks: Iterable[str]) -> list[str]:
+        return [*([" ".join(marks)] if marks else []), *(f"Note: {remark}" for remark in remarks)]
+
+    footers = [footer(own(one), own(other)) for one, other in zip(legends, remarks, strict=True)]
+    below = footer(shared(chain(*legends)), dict.fromkeys([*shared(chain(*remarks)), *notes]))
+    return list(zip(tables, footers, strict=True)), below
+
+
+def table_markdown(*views: View, notes: Sequence[str] = ()) -> str:
+    """The tables among `views` in Markdown, one for each group of columns, the best figures in bold.
+
+    Below each stands what it alone says, and below all, once, what several say and `notes`.
+    """
+    tables, below = _with_footers(views, "Bold", notes)
     blocks = []
-    for group, indices in column_groups(table):
-        title = ": ".join(_markdown_text(part) for part in (table.title, group) if part)
-        heads = [_markdown_text(label) for label in (table.heading, *(table.columns[i].label for i in indices))]
-        lines = [f"**{title}**", "", f"| {' | '.join(heads)} |", "|---|" + "---:|" * len(indices)]
-        for label, row in zip(labels, cells, strict=True):
-            texts = [f"**{_cell_text(row[i])}**" if row[i].best else _cell_text(row[i]) for i in indices]
-            lines.append(f"| {' | '.join([_markdown_text(label), *texts])} |")
-        blocks.append("\n".join(lines))
-    footer = [" ".join(legend(table, "Bold")), *(f"Note: {_markdown_text(note)}" for note in table.notes)]
-    return "\n\n".join([*blocks, "  \n".join(filter(None, footer))]).rstrip() + "\n"
+    for table, footer in tables:
+        cells, labels = _text_cells(table), row_labels(table)
+        for group, indices in column_groups(table):
+            title = ": ".join(_markdown_text(part) for part in (table.title, group) if part)
+            heads = [_markdown_text(label) for label in (table.heading, *(table.columns[i].label for i in indices))]
+            lines = [f"**{title}**", "", f"| {' | '.join(heads)} |", "|---|" + "---:|" * len(indices)]
+            for label, row in zip(labels, cells, strict=True):
+                texts = [f"**{_cell_text(row[i])}**" if row[i].best else _cell_text(row[i]) for i in indices]
+                lines.append(f"| {' | '.join([_markdown_text(label), *texts])} |")
+            blocks.append("\n".join(lines))
+        blocks.append("  \n".join(map(_markdown_text, footer)))
+    return "\n\n".join(filter(None, [*blocks, "  \n".join(map(_markdown_text, below))])) + "\n"
 
 
 def _markdown_text(text: str) -> str:
@@ -200,55 +238,81 @@ def _markdown_text(text: str) -> str:
 
 
 def _cell_text(cell: Cell) -> str:
-    half, paper = f"±{cell.half}" if cell.half else "", f"({cell.paper})" if cell.paper else ""
-    return " ".join(filter(None, [cell.value, half, paper])) + ("†" if cell.differs else "")
+    return " ".join(filter(None, [cell.value + "†" * cell.differs, *_beside(cell)]))
 
 
-def table_console(table: Table) -> Group:
-    """The table for a terminal: stacked tables by groups of columns, within 80 columns, the notes below."""
-    from rich import box
+def _beside(cell: Cell) -> tuple[str, str]:
+    return f"±{cell.half}" if cell.half else "", f"({cell.paper})" if cell.paper else ""
+
+
+def table_console(*views: View, notes: Sequence[str] = ()) -> Group:
+    """The same for a terminal, within 80 columns: columns that do not fit stand in a further table below."""
     from rich.console import Group
+    from rich.text import Text
+
+    tables, below = _with_footers(views, "*", notes)
+    parts: list[Any] = []
+    for table, footer in tables:
+        parts += _console_tables(table)
+        parts += [Text("\n".join([*footer, ""]))] if footer else []
+    return Group(*parts, *map(Text, below))
+
+
+def _console_tables(table: Table) -> Iterator[RichTable]:
+    from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    cells, labels = table_cells(table), row_labels(table)
-    label_width = min(_CONSOLE_LABEL, max(map(len, [table.heading, *labels])))
-    parts: list[Any] = []
+    cells, labels = _text_cells(table), row_labels(table)
     for group, indices in column_groups(table):
-        texts = {i: [_cell_text(row[i]) + ("*" if row[i].best else " ") for row in cells] for i in indices}
-        heads = {i: table.columns[i].label.replace("@", "\n@") for i in indices}
-        widths = {i: max(map(len, [*texts[i], *heads[i].split("\n")])) + 1 for i in indices}
-        for stack in _stacks(indices, widths, _CONSOLE_WIDTH - label_width - 3):
-            title = ": ".join(filter(None, [table.title, group]))
+        columns = {i: _console_column(table.columns[i].label, [row[i] for row in cells]) for i in indices}
+        # All lines of a column have one width, and two spaces part the columns.
+        widths = {i: len(column[0].rpartition("\n")[2]) + 2 for i, column in columns.items()}
+        for stack in _stacks(widths, max(map(len, [table.heading, *labels]))):
+            title = Text(": ".join(filter(None, [table.title, group])))
             shown_part = RichTable(
-                title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+                title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
             )
-            shown_part.add_column(Text(table.heading), overflow="fold", max_width=_CONSOLE_LABEL)
+            shown_part.add_column(Text(table.heading), overflow="fold", max_width=_CONSOLE_LABELS[0])
             for i in stack:
-                shown_part.add_column(Text(heads[i]), justify="right", no_wrap=True)
+                shown_part.add_column(Text(columns[i][0]), no_wrap=True)
             for r, label in enumerate(labels):
-                marked = [Text(texts[i][r], "bold" if cells[r][i].best else "") for i in stack]
+                marked = [Text(columns[i][r + 1], "bold" if cells[r][i].best else "") for i in stack]
                 shown_part.add_row(Text(label), *marked)
-            parts.append(shown_part)
-    footer = [" ".join(legend(table, "*")), *(f"Note: {note}" for note in table.notes)]
-    return Group(*parts, *map(Text, filter(None, footer)))
+            yield shown_part
 
 
-def _stacks(indices: Sequence[int], widths: dict[int, int], width: int) -> Iterator[list[int]]:
-    """As many columns side by side as fit, at least one."""
-    stack: list[int] = []
-    for i in indices:
-        if stack and sum(widths[j] for j in [*stack, i]) > width:
-            yield stack
-            stack = []
-        stack.append(i)
-    if stack:
-        yield stack
+def _console_column(label: str, cells: Sequence[Cell]) -> list[str]:
+    """Heading and cells, padded so that digits stand below each other whatever a cell has besides its figure."""
+    marks = ["†" * cell.differs + "*" * cell.best for cell in cells]
+    room = max(map(len, marks), default=0)
+    parts = [(cell.value + mark.ljust(room), *_beside(cell)) for cell, mark in zip(cells, marks, strict=True)]
+    widths = [max(map(len, part)) for part in zip(*parts, strict=True)]
+    texts = [" ".join(one.rjust(width) for one, width in zip(part, widths, strict=True) if width) for part in parts]
+    head = label.replace("@", "\n@").split("\n")
+    width = max(map(len, [*head, *texts]))
+    # Padded here: rich takes spaces at the end of a text for nothing when it aligns it to the right.
+    return ["\n".join(line.rjust(width) for line in head), *(text.rjust(width) for text in texts)]
+
+
+def _stacks(widths: Mapping[int, int], label_width: int) -> list[list[int]]:
+    """As many columns side by side as fit, at least one; labels are folded where that makes it fewer tables."""
+
+    def packed(room: int) -> list[list[int]]:
+        stacks: list[list[int]] = [[]]
+        for i, width in widths.items():
+            if stacks[-1] and sum(widths[j] for j in stacks[-1]) + width > room:
+                stacks.append([])
+            stacks[-1].append(i)
+        return stacks
+
+    # Three characters: the edges, and the space after the label.
+    return min((packed(_CONSOLE_WIDTH - 3 - min(label_width, limit)) for limit in _CONSOLE_LABELS), key=len)
 
 
 def table_latex(table: Table) -> str:
     r"""The table as a LaTeX float; the document needs `\usepackage{booktabs}`."""
-    cells, labels = table_cells(table), row_labels(table)
+    cells, labels = _text_cells(table), row_labels(table)
     groups = list(column_groups(table))
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex_text(table.title)}}}", rf"\label{{{table.name}}}"]
     lines += [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]

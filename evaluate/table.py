@@ -1,11 +1,9 @@
-"""Tables of a comparison: the long form that everything is derived from, and the ones that people read."""
+"""The long table of a comparison, from which everything that people read is derived."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,9 +12,6 @@ from ..errors import InputError
 from .events import SLICES, slice_masks
 from .metrics import METRICS, metric_at
 from .statistics import bootstrap_sums, percentile_interval, ratio, session_sums
-
-if TYPE_CHECKING:
-    from rich.console import Console, Group
 
 COLUMNS = ("model", "slice", "metric", "k", "seed", "value", "low", "high", "events")
 
@@ -27,6 +22,12 @@ HEADLINE_K = 5
 """The K of the figures that stand for a model: repeat, explore, lift, and the interval shown."""
 
 _IDENTITY = ["session", "position", "item", "kind"]
+
+
+def headline_k(ks: Iterable[int]) -> int:
+    """The K of the figures that stand alone, of those at hand."""
+    at_hand = sorted(set(ks))
+    return HEADLINE_K if HEADLINE_K in at_hand else at_hand[len(at_hand) // 2]
 
 
 def long_table(
@@ -128,134 +129,3 @@ def _numbers(cells: Iterable[str], dtype: type, file: str, name: str) -> np.ndar
                 f"{file}:{line}: expected a number in column {name!r}, found {cell!r}; run the comparison again"
             ) from None
     return np.array(numbers, dtype=np.int64 if dtype is int else np.float64)
-
-
-@dataclass(frozen=True)
-class _Column:
-    """One column of a table for reading, a cell for each model."""
-
-    label: str
-    cells: list[str]
-    best: list[bool]
-
-
-def console_table(
-    long: pd.DataFrame, *, notes: Sequence[str] = (), ties: str = "expected", baseline: str = "most-recent"
-) -> Group:
-    """The mean over seeds as stacked tables for a terminal, each within 80 columns: Purchase, its parts, Click, First.
-
-    Rows are the models in their order in `long`, the best figure of a column is marked, and below stand `notes`
-    (caveats of the data), the tie rule, the number of seeds and what the columns mean.
-    """
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    models, sections = _sections(long, baseline)
-    tables = []
-    for title, columns in sections:
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column("model", overflow="fold", max_width=24)
-        for column in columns:
-            table.add_column(column.label.replace("@", "\n@"), justify="right", no_wrap=True)
-        for i, model in enumerate(models):
-            marked = [Text(f"{c.cells[i]}*", "bold") if c.best[i] else Text(f"{c.cells[i]} ") for c in columns]
-            table.add_row(Text(model), *marked)
-        tables.append(table)
-    return Group(*tables, *map(Text, _footer(long, notes, ties, baseline)))
-
-
-def print_table(
-    long: pd.DataFrame,
-    *,
-    notes: Sequence[str] = (),
-    ties: str = "expected",
-    baseline: str = "most-recent",
-    console: Console | None = None,
-) -> None:
-    """Print `console_table` on `console` (default: standard output)."""
-    from rich.console import Console
-
-    (console or Console()).print(console_table(long, notes=notes, ties=ties, baseline=baseline))
-
-
-def markdown_table(
-    long: pd.DataFrame, *, notes: Sequence[str] = (), ties: str = "expected", baseline: str = "most-recent"
-) -> str:
-    """The same tables and notes as `console_table` in Markdown, the best figure of a column in bold."""
-    models, sections = _sections(long, baseline)
-    blocks = []
-    for title, columns in sections:
-        lines = [f"**{title}**", "", "| model | " + " | ".join(c.label for c in columns) + " |"]
-        lines.append("|---|" + "---:|" * len(columns))
-        for i, model in enumerate(models):
-            cells = [f"**{c.cells[i]}**" if c.best[i] else c.cells[i] for c in columns]
-            lines.append(f"| {model} | " + " | ".join(cells) + " |")
-        blocks.append("\n".join(lines))
-    footer = [
-        line.replace("* best of its column", "bold: best of its column")
-        for line in _footer(long, notes, ties, baseline)
-    ]
-    return "\n\n".join([*blocks, "  \n".join(footer)]) + "\n"
-
-
-def _sections(long: pd.DataFrame, baseline: str) -> tuple[list[str], list[tuple[str, list[_Column]]]]:
-    models, ks, at = list(dict.fromkeys(long["model"])), sorted(set(long["k"])), headline_k(long)
-    mean = long[long["seed"] == MEAN]
-    groups = {key: group.set_index("model") for key, group in mean.groupby(["slice", "metric", "k"])}
-
-    def column(label: str, slice_name: str, metric: str, k: int, interval: bool = False) -> _Column:
-        value, low, high = groups[slice_name, metric, k].loc[models, ["value", "low", "high"]].to_numpy(dtype=float).T
-        return _column(label, value, (high - low) / 2 if interval else None)
-
-    sections = []
-    for slice_name in ("purchase", "click", "first"):
-        n_events = groups[slice_name, "recall", at]["events"].max()
-        columns = [
-            column(f"{label}@{k}", slice_name, metric, k, interval=(metric, k) == ("recall", at))
-            for metric, label in (("recall", "Recall"), ("mrr", "MRR"))
-            for k in ks
-        ]
-        sections.append((f"{slice_name.capitalize()}, {n_events:,} events", columns))
-
-    parts, n_events = [], []
-    for part in ("repeat", "explore"):
-        parts.append(column(part.capitalize(), f"purchase/{part}", "recall", at, interval=True))
-        n_events.append(groups[f"purchase/{part}", "recall", at]["events"].max())
-    if baseline in models:
-        value = groups["purchase", "recall", at].loc[models, "value"].to_numpy(dtype=float)
-        base = float(value[models.index(baseline)])
-        parts.append(_column("Lift", value / base - 1 if base > 0 else np.full(len(models), np.nan), sign="+"))
-    title = f"Purchase Recall@{at}, {n_events[0]:,} repeat and {n_events[1]:,} explore events"
-    sections.insert(1, (title, parts))
-    return models, sections
-
-
-def _column(label: str, values: np.ndarray, half_width: np.ndarray | None = None, sign: str = "") -> _Column:
-    cells = ["" if np.isnan(value) else f"{100 * value:{sign}.{1 if sign else 2}f}" for value in values]
-    # Judged as shown: of two figures that look the same neither is the better one.
-    best = max((float(cell) for cell in cells if cell), default=None)
-    marks = [bool(cell) and float(cell) == best for cell in cells]
-    if half_width is not None:
-        cells = [f"{cell} ±{100 * half:.2f}" if cell else "" for cell, half in zip(cells, half_width, strict=True)]
-    return _Column(label, cells, marks)
-
-
-def headline_k(long: pd.DataFrame) -> int:
-    """The K of the figures that stand alone."""
-    ks = sorted(set(long["k"]))
-    return HEADLINE_K if HEADLINE_K in ks else ks[len(ks) // 2]
-
-
-def _footer(long: pd.DataFrame, notes: Sequence[str], ties: str, baseline: str) -> list[str]:
-    seeds = {int(n) for n in long[long["seed"] != MEAN].groupby("model")["seed"].nunique()}
-    n_seeds = " to ".join(map(str, sorted({min(seeds), max(seeds)})))
-    lines = [
-        f"In %, mean over {n_seeds} seed{'' if n_seeds == '1' else 's'}; * best of its column; ties: {ties}; "
-        "± half the 95 % interval over sessions.",
-        "First: a session's second event. Repeat: the item occurred earlier in the session; Explore: it did not.",
-    ]
-    if baseline in set(long["model"]):
-        lines.append(f"Lift: purchase Recall@{headline_k(long)} relative to {baseline}.")
-    return [*lines, *(f"Note: {note}" for note in dict.fromkeys(notes))]

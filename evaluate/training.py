@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
-if TYPE_CHECKING:
-    from rich.console import Group
+from .views import Unit
 
 
 class ScalarColumn(NamedTuple):
@@ -21,7 +19,7 @@ class ScalarColumn(NamedTuple):
     scalar: str
     heading: str
     decimals: int = 1
-    factor: float = 100.0
+    unit: Unit = "%"
 
 
 @dataclass(frozen=True)
@@ -40,36 +38,36 @@ SECTIONS = (
         "policy",
         "What the policy does",
         (
-            ScalarColumn("epoch", "epoch", factor=1.0),
+            ScalarColumn("epoch", "epoch", unit=""),
             ScalarColumn("validation", "valid."),
-            ScalarColumn("entropy", "nats", 2, 1.0),
+            ScalarColumn("entropy", "nats", 2, ""),
             ScalarColumn("copy_last", "last"),
             ScalarColumn("copy_any", "any"),
             ScalarColumn("imagined_true", "true"),
             ScalarColumn("imagined_new", "new"),
             ScalarColumn("imagined_bias", "bias"),
         ),
-        "At the epoch kept on validation, mean over seeds, in % but for epoch and nats. Valid.: the Recall@5 on the "
-        "validation split that it was kept by. In the states there, nats: entropy of the policy; last: the newest item "
-        "is among its top 5; any: some item of the session is; true: items that it would imagine and that occur later "
-        "in the session; new: not in it yet; bias: share of the output bias in their logits.",
+        "At the epoch kept on validation, mean over seeds. Valid.: the Recall@5 on the validation split that it was "
+        "kept by. In the states there, nats: entropy of the policy; last: the newest item is among its top 5; any: "
+        "some item of the session is; true: items that it would imagine and that occur later in the session; new: not "
+        "in it yet; bias: share of the output bias in their logits.",
     ),
     Section(
         "learning",
         "How it learns",
         (
-            ScalarColumn("advantage_mean", "adv.", 2, 1.0),
-            ScalarColumn("advantage_negative_share", "neg.%"),
-            ScalarColumn("value_bias", "V bias", 2, 1.0),
-            ScalarColumn("value_calibration_error", "V err.", 2, 1.0),
-            ScalarColumn("gradient_norm_policy", "policy", 3, 1.0),
-            ScalarColumn("gradient_norm_value", "value", 3, 1.0),
-            ScalarColumn("gradient_norm_supervised", "sup.", 3, 1.0),
-            ScalarColumn("gradient_norm_imagination", "imag.", 3, 1.0),
+            ScalarColumn("advantage_mean", "adv.", 2, ""),
+            ScalarColumn("advantage_negative_share", "neg."),
+            ScalarColumn("value_bias", "V bias", 2, ""),
+            ScalarColumn("value_calibration_error", "V err.", 2, ""),
+            ScalarColumn("gradient_norm_policy", "policy", 3, ""),
+            ScalarColumn("gradient_norm_value", "value", 3, ""),
+            ScalarColumn("gradient_norm_supervised", "sup.", 3, ""),
+            ScalarColumn("gradient_norm_imagination", "imag.", 3, ""),
         ),
-        "At the same epochs, in units of reward but for neg. Adv.: return minus V where the policy was updated; neg.: "
-        "share of negative ones; V bias: mean V minus mean return on validation; V err.: calibration error of V there. "
-        "Then the gradient norm of each loss as weighted: policy, value, supervised, imagination.",
+        "At the same epochs, in units of reward but for neg., in %. Adv.: return minus V where the policy was updated; "
+        "neg.: share of negative ones; V bias: mean V minus mean return on validation; V err.: calibration error of V "
+        "there. Then the gradient norm of each loss as weighted: policy, value, supervised, imagination.",
     ),
 )
 """`agents.probes` and the learner say what the scalars are."""
@@ -94,37 +92,6 @@ def training_table(folders: Mapping[str, Mapping[int, Path]]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def training_console_table(training: pd.DataFrame) -> Group:
-    """The summary as stacked tables for a terminal, each within 80 columns."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    blocks = []
-    for section, figures in _summary(training):
-        title = f"Training: {section.title}"
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column("model", overflow="fold", min_width=12, max_width=24)
-        for heading in figures:
-            table.add_column(heading, justify="right", no_wrap=True)
-        for model, *cells in figures.itertuples(name=None):
-            table.add_row(Text(model), *cells)
-        blocks += [table, Text(section.explanation)]
-    return Group(*blocks)
-
-
-def training_markdown(training: pd.DataFrame) -> str:
-    """The summary in Markdown."""
-    blocks = []
-    for section, figures in _summary(training):
-        lines = [f"**Training: {section.title}**", "", "| model | " + " | ".join(figures) + " |"]
-        lines.append("|---|" + "---:|" * figures.shape[1])
-        lines += ["| " + " | ".join(row) + " |" for row in figures.itertuples(name=None)]
-        blocks += ["\n".join(lines), section.explanation]
-    return "\n\n".join(blocks) + "\n"
-
-
 def kept_figures(training: pd.DataFrame, section: Section) -> pd.DataFrame:
     """The scalars of a section at the epochs that were kept, mean over seeds: models (index) by scalars with any."""
     kept = training.loc[training["kept"].to_numpy(dtype=bool)]
@@ -133,19 +100,3 @@ def kept_figures(training: pd.DataFrame, section: Section) -> pd.DataFrame:
     scalars = [column.scalar for column in section.columns if column.scalar in kept]
     mean = kept.groupby("model", sort=False)[scalars].mean()
     return mean.dropna(axis="index", how="all").dropna(axis="columns", how="all")
-
-
-def _summary(training: pd.DataFrame) -> Iterator[tuple[Section, pd.DataFrame]]:
-    """Each section that has figures, with its cells: a row for each model and a column for each heading with any."""
-    for section in SECTIONS:
-        figures = kept_figures(training, section)
-        cells = {
-            column.heading: [
-                "" if np.isnan(figure) else format(figure * column.factor, f"z.{column.decimals}f")
-                for figure in figures[column.scalar]
-            ]
-            for column in section.columns
-            if column.scalar in figures
-        }
-        if cells:
-            yield section, pd.DataFrame(cells, index=figures.index)

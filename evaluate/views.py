@@ -26,6 +26,10 @@ class Column:
     """Which figures are the good ones; the best of a column is marked."""
     group: str = ""
     """Heading over neighbouring columns of one group, such as "Purchase, 944 events"."""
+    interval: bool = True
+    """Whether text has half the 95 % interval beside the figure; the page, CSV and JSON have it anyway."""
+    signed: bool = False
+    """Whether figures above 0 have a sign too, as differences do; they have it wherever another one is below 0."""
 
 
 @dataclass(frozen=True)

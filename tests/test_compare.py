@@ -8,17 +8,20 @@ import subprocess
 import sys
 import time
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from sessiongym.cli import main
 from sessiongym.envs.log import PreparedData
 from sessiongym.errors import InputError
 from sessiongym.evaluate import models
 from sessiongym.evaluate.compare import compare
 from sessiongym.evaluate.events import SLICES
+from sessiongym.evaluate.exports import read_views, table_console, table_markdown
 from sessiongym.evaluate.metrics import METRICS
 from sessiongym.evaluate.models import REFERENCES, parse_model
 from sessiongym.evaluate.runs import Cell, compute_cell, read_events
@@ -180,10 +183,21 @@ def test_the_table_goes_to_stdout_and_plain_progress_to_stderr(referenced):
     assert f"{SHORT} seed 1: epoch 1/2" in lines
 
 
-def test_caveats_of_the_data_stand_under_every_table(referenced):
+def test_caveats_of_the_data_stand_once_under_the_tables(referenced):
     for text in (referenced[1], (referenced[0] / "table.md").read_text()):
-        assert "Note: simulated shoppers, not recorded ones" in text
-        assert "Note: 2 seed(s): a published table needs at least 5." in text
+        assert text.count("Note: simulated shoppers, not recorded ones") == 1
+        assert text.count("Note: 2 seed(s): a published table needs at least 5.") == 1
+        assert text.count("Note: Mean over 2 seeds, intervals over sessions; ties: expected.") == 1
+
+
+def test_the_tables_of_the_views_are_what_is_printed_and_written(referenced):
+    out, stdout, _ = referenced
+    views, notes = read_views(out), json.loads((out / "manifest.json").read_text())["notes"]
+    assert (out / "table.md").read_text(encoding="utf-8") == table_markdown(*views, notes=notes)
+    console = Console(width=80, file=StringIO())
+    console.print(table_console(*views, notes=notes))
+    printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert stdout.startswith(printed)
 
 
 def test_the_same_command_again_computes_nothing(start, referenced, shop):

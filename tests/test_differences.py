@@ -9,14 +9,10 @@ import pytest
 from rich.console import Console
 from scipy.stats import binom
 from sessiongym.errors import InputError
-from sessiongym.evaluate.differences import (
-    DIFFERENCE_SLICES,
-    differences_console_table,
-    differences_markdown,
-    paired_differences,
-    simultaneous_interval,
-)
+from sessiongym.evaluate.comparison_views import difference_table
+from sessiongym.evaluate.differences import DIFFERENCE_SLICES, paired_differences, simultaneous_interval
 from sessiongym.evaluate.events import slice_masks
+from sessiongym.evaluate.exports import table_console, table_markdown
 from sessiongym.evaluate.metrics import metric_at
 from sessiongym.evaluate.statistics import bootstrap_sums, percentile_interval, ratio, session_bootstrap
 from sessiongym.evaluate.table import long_table
@@ -137,7 +133,8 @@ def test_figures_that_do_not_exist_are_blank_and_unmarked(events, differences):
     empty = paired_differences(clicks, "most-recent", resamples=50).query("slice == 'purchase/repeat'")
     assert set(empty["events"]) == {0}
     assert bool(empty["points"].isna().all()) and not bool(empty["differs"].any())
-    assert "| learner |  |  |  | " in differences_markdown(paired_differences(clicks, "most-recent", resamples=50))
+    table = difference_table(paired_differences(clicks, "most-recent", resamples=50), "expected")
+    assert "| learner |  |  |  | " in table_markdown(table)
 
 
 def test_fewer_sessions_than_a_sign_test_needs_are_never_marked():
@@ -241,23 +238,29 @@ def test_the_error_rate_of_a_family_of_equal_models_is_five_per_cent(shared):
 def test_it_fits_a_terminal_of_80_columns_and_says_what_it_is(differences):
     wide = differences.assign(points=-88.888, low=-99.0, high=-50.0, differs=True)
     console = Console(width=80, file=io.StringIO())
-    console.print(differences_console_table(wide, "optimistic"))
+    console.print(table_console(difference_table(wide, "optimistic")))
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
-    assert text.count("-88.89 ±24.50*") == 5 * 4
+    assert text.count("-88.89† ±24.50") == 5 * 4
     assert text.count("Recall@5 minus that of learner") == 2 and "ties: optimistic" in text
     said = " ".join(text.split())
     assert "all 4 models of the column at once" in said and "Columns are not corrected for one another" in said
 
 
-def test_markdown_has_every_figure_in_its_place_and_marks_in_bold(differences):
-    lines = [line.split("|")[1:-1] for line in differences_markdown(differences).splitlines() if line.startswith("| ")]
+def test_one_model_is_not_said_to_be_several(differences):
+    alone = table_markdown(difference_table(differences[differences["model"] == "twin"], "expected"))
+    assert "hold for the model (sup-t" in alone and "of the column" not in alone
+
+
+def test_markdown_has_every_figure_in_its_place_with_its_sign_and_its_mark(differences):
+    text = table_markdown(difference_table(differences, "expected"))
+    lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")]
     lines = [[cell.strip() for cell in line] for line in lines]
     assert lines[0] == ["model", *DIFFERENCE_SLICES.values()] and len(lines) == 5
     rows = differences.set_index(["model", "slice"])
     for model, *cells in lines[1:]:
         for name, cell in zip(DIFFERENCE_SLICES, cells, strict=True):
             row = rows.loc[(model, name)]
-            text = "" if model == "actor" else f"{row['points']:+z.2f} ±{(row['high'] - row['low']) / 2:.2f}"
-            assert cell == (f"**{text}**" if row["differs"] else text)
+            mark, half = "†" if row["differs"] else "", (row["high"] - row["low"]) / 2
+            assert cell == ("" if model == "actor" else f"{row['points']:+z.2f}{mark} ±{half:.2f}")
     assert differences["differs"].any() and not differences["differs"].all()

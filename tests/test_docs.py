@@ -45,7 +45,7 @@ def test_the_sparsity_example_shows_that_fewer_rewards_teach_less(folder):
     dense_to_sparse, _ = re.findall(r"^```python\n(.*?)^```$", SPARSITY, flags=re.MULTILINE | re.DOTALL)
     printed = run(dense_to_sparse, folder)
     # The first table is that of purchases; its second figure is Recall@5.
-    found = re.findall(r"density (\S+) +[\d.]+\*? +([\d.]+) ", printed)[:3]
+    found = re.findall(r"density (\S+) +[\d.]+\*? +([\d.]+)\*? ", printed)[:3]
     assert [density for density, _ in found] == ["1", "0.1", "0.01"]
     recall = [float(value) for _, value in found]
     assert recall[0] > recall[1] > recall[2]

@@ -176,7 +176,10 @@ def test_table1_shows_what_compare_computes_and_computes_no_cell_of_it_twice(
     before = sorted(os.listdir(cells))
     views = run("table1", shop, tmp_path / "out", cells, "--seeds", "2", "--models", *models)
     assert sorted(os.listdir(cells)) == before
-    assert "7 cells, 7 of them finished" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "7 cells, 7 of them finished" in printed
+    assert printed.count("Note: simulated shoppers, not recorded ones") == 1
+    assert printed.count("Note: 2 seed(s): a published table needs at least 5.") == 1
     table = views["purchase"]
     assert [row.label for row in table.rows] == models
     assert [row.paper_label for row in table.rows] == ["A3C-P", "IRN-P", "BPR", "CKNN"]

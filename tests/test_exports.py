@@ -21,7 +21,17 @@ from sessiongym.evaluate.exports import (
     write_views,
 )
 from sessiongym.evaluate.plots import draw
-from sessiongym.evaluate.views import Column, Figure, HeatMap, LineChart, Row, Series, Table, views_from_json
+from sessiongym.evaluate.views import (
+    Column,
+    Figure,
+    HeatMap,
+    LineChart,
+    Row,
+    Series,
+    Table,
+    views_from_json,
+    views_to_json,
+)
 
 PAGE = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
 
@@ -100,16 +110,68 @@ def test_the_best_of_a_column_is_judged_as_shown_and_never_where_all_look_the_sa
     assert [row[0].best for row in table_cells(tied)] == [True, True, False]
 
 
+def test_several_tables_say_once_at_the_end_what_is_true_of_more_than_one():
+    notes = (("Both.", "First only."), ("Both.", "Second [only]."), ())
+    figures = ((Figure(0.1), Figure(0.2)), (Figure(0.1, 0.0, 0.2), Figure(0.2)), (Figure(0.1), Figure(0.1)))
+    tables = [
+        Table(
+            f"t-{i}", f"Title {i}", COLUMNS[:1], tuple(Row(str(r), (one,)) for r, one in enumerate(column)), notes=own
+        )
+        for i, (own, column) in enumerate(zip(notes, figures, strict=True))
+    ]
+    lines = table_markdown(tables[0], LINES, *tables[1:], HEAT, notes=["Given.", "Given.", "First only."]).split("\n\n")
+    said = [line for line in lines if not line.startswith(("**", "|"))]
+    assert said == [
+        "±: half the 95 % interval.  \nNote: Second \\[only\\].",
+        "In %. Bold: best of its column.  \nNote: Both.  \nNote: First only.  \nNote: Given.\n",
+    ]
+    assert [line for line in lines if line.startswith("**")] == [
+        f"**{table.title}: {COLUMNS[0].group}**" for table in tables
+    ]
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(table_console(tables[0], LINES, *tables[1:], HEAT, notes=["Given.", "Given.", "First only."]))
+    footer = ["In %. *: best of its column.", "Note: Both.", "Note: First only.", "Note: Given."]
+    assert [line.strip() for line in console.export_text().splitlines()][-4:] == footer
+    # Alone, a table says all of it.
+    assert table_markdown(tables[0]).endswith("Bold: best of its column.  \nNote: Both.  \nNote: First only.\n")
+
+
+def test_text_leaves_intervals_out_where_a_column_says_so_and_files_have_them_all(tmp_path):
+    row = Row("a", (Figure(0.5, 0.4, 0.6), Figure(0.25, 0.2, 0.3)))
+    table = Table("t", "t", (Column("x"), Column("y", interval=False)), (row,))
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(table_console(table))
+    for text in (table_markdown(table), console.export_text()):
+        assert "50.00 ±10.00" in text and "25.00" in text and text.count("±") == 2
+    assert table_latex(table).count(r"$\pm$") == 2
+    assert [cell.half for cell in table_cells(table)[0]] == ["10.00", "5.00"]
+    write_views(tmp_path, [table])
+    assert read_views(tmp_path) == [table] and "0.25,0.2,0.3" in (tmp_path / "tables" / "t.csv").read_text()
+    bare = Table("t", "t", table.columns[1:], (Row("a", row.figures[1:]),))
+    assert "±" not in table_markdown(bare)
+
+
+def test_views_written_before_columns_had_all_their_fields_read_as_they_did():
+    written = views_to_json([TABLE])
+    for column in written[0]["columns"]:
+        del column["interval"], column["signed"]
+    assert views_from_json(written, "views.json") == [TABLE]
+
+
 def test_a_column_with_negative_figures_shows_the_signs_of_all():
     table = Table("t", "t", COLUMNS[:1], tuple(Row(str(v), (Figure(v),)) for v in (-0.5, 0.25, 0.000001, None)))
     assert [row[0].value for row in table_cells(table)] == ["-50.00", "+25.00", "+0.00", ""]
+    nothing = Table("t", "t", COLUMNS[:1], (Row("a", (Figure(-0.000001),)), Row("b", (Figure(0.5),))))
+    assert [row[0].value for row in table_cells(nothing)] == ["0.00", "50.00"]
+    differences = Table("t", "t", (Column("x", signed=True),), (Row("a", (Figure(0.25),)), Row("b", (Figure(None),))))
+    assert [row[0].value for row in table_cells(differences)] == ["+25.00", ""]
     assert shown(-0.0) == "0.00"
 
 
 def test_markdown_has_a_table_for_each_group_and_says_what_its_marks_mean():
     text = table_markdown(TABLE)
     assert "**Recall & MRR: Purchase, 944 events**" in text and "**Recall & MRR: Training**" in text
-    assert "| **33.33 ±3.00 (50.21)** | 20.00 |" in text and "| irn-p (paper: IRN-P) | 10.00 ±5.00† | 20.00 |" in text
+    assert "| **33.33 ±3.00 (50.21)** | 20.00 |" in text and "| irn-p (paper: IRN-P) | 10.00† ±5.00 | 20.00 |" in text
     assert r"a\|b_\<script\>" in text and "| none |  |  |" in text
     assert "In % but for loss, epoch. Bold: best of its column. ±: half the 95 % interval. In brackets: what" in text
     assert text.endswith("Note: Simulated: 100 % of it.\n")
@@ -144,12 +206,46 @@ def test_the_console_shows_every_figure_within_80_columns(n_columns):
         for r in range(3)
     )
     console = Console(width=80, record=True, file=StringIO())
+    rows = (*rows, Row("[green]agent", (Figure(None),) * n_columns))
     table = Table("t", "Title [bold]", columns, rows, notes=("[red]careful[/red]",))
     console.print(table_console(table))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     assert all(text.count(cell.value) for row in table_cells(table) for cell in row)
-    assert "Title [bold]: All" in text and "Note: [red]careful[/red]" in text and "…" not in text
+    assert (
+        "Title [bold]: All" in text
+        and "[green]agent" in text
+        and "Note: [red]careful[/red]" in text
+        and "…" not in text
+    )
+
+
+def test_digits_of_a_column_stand_below_each_other_whatever_stands_beside_them():
+    figures = (
+        Figure(0.1, paper=0.5),
+        Figure(0.2, differs=True),
+        Figure(0.3, 0.1, 0.5, differs=True),
+        Figure(0.15, 0.0, 0.1, 0.05),
+    )
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(
+        table_console(Table("t", "t", COLUMNS[:1], tuple(Row(str(i), (one,)) for i, one in enumerate(figures))))
+    )
+    found = [
+        match.start() for match in map(re.compile(r"\d\d\.\d\d").search, console.export_text().splitlines()) if match
+    ]
+    assert len(found) == 4 and len(set(found)) == 1
+
+
+@pytest.mark.parametrize(("n_columns", "n_stacks"), [(7, 1), (10, 2)])
+def test_labels_are_folded_where_that_puts_all_columns_side_by_side(n_columns, n_stacks):
+    # A column takes 8 characters: 5 digits and a point, room for no mark, two spaces.
+    columns = tuple(Column(f"c{i}", better="neither") for i in range(n_columns))
+    row = Row("irn-p:learning_rate=0.001", (Figure(1.0),) * n_columns)
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(table_console(Table("t", "Title", columns, (row,))))
+    text = console.export_text()
+    assert text.count("Title") == n_stacks and text.count("100.00") == n_columns and "…" not in text
 
 
 def test_pictures_show_labels_as_they_are_and_no_empty_line(folder):

@@ -7,18 +7,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 from sessiongym.errors import InputError
+from sessiongym.evaluate.comparison_views import print_table, slice_tables
 from sessiongym.evaluate.events import SLICES, slice_masks
+from sessiongym.evaluate.exports import table_cells, table_markdown
 from sessiongym.evaluate.metrics import METRICS, metric_at
 from sessiongym.evaluate.statistics import session_bootstrap
-from sessiongym.evaluate.table import (
-    COLUMNS,
-    console_table,
-    long_table,
-    markdown_table,
-    print_table,
-    read_table,
-    write_table,
-)
+from sessiongym.evaluate.table import COLUMNS, long_table, read_table, write_table
 
 
 def _events(scale, seed, max_k=0):
@@ -108,7 +102,7 @@ def test_an_empty_slice_has_no_events_and_a_blank_value(events, tmp_path):
         assert np.isnan(empty[column]).all()
     write_table(long, tmp_path / "table.csv")
     assert "most-recent,purchase,recall,3,0,,,,0\n" in (tmp_path / "table.csv").read_text()
-    assert "| most-recent |  |" in markdown_table(long)
+    assert "| most-recent |  |  |  |  |  |  |" in table_markdown(*slice_tables(long))
 
 
 def test_figures_beyond_what_an_actions_only_model_can_give_are_blank(long):
@@ -129,27 +123,44 @@ def test_a_log_with_nothing_to_predict_gives_blanks(events):
     nothing = {"m": {0: events["actor"][0].iloc[:0]}}
     long = long_table(nothing, resamples=10)
     assert set(long["events"]) == {0} and np.isnan(long["value"]).all()
-    assert "Purchase, 0 events" in markdown_table(long)
+    assert "Purchase, 0 events" in table_markdown(*slice_tables(long))
 
 
-def test_it_fits_a_terminal_of_80_columns_and_states_its_caveats(long):
+def test_six_metrics_side_by_side_fit_a_terminal_of_80_columns_and_caveats_are_stated_once(long):
     console = Console(width=80, file=io.StringIO())
     print_table(long, notes=["order imposed", "order imposed"], console=console)
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
     assert all(name in text for name in ("most-recent", "irn-p:n=2,m=1", "Purchase, ", "Click, ", "First, "))
-    assert text.count("order imposed") == 1 and "ties: expected" in text and "1 to 3 seeds" in text
-    assert console_table(long) is not None
+    for said in ("order imposed", "ties: expected", "1 to 3 seeds", "best of its column", "earlier in the session"):
+        assert text.count(said) == 1
+    assert text.count("Purchase, ") == 1
+
+
+def test_only_recall_at_the_headline_k_has_its_interval_in_text(events):
+    for ks, headline in (((3, 5, 10), 5), ((1, 2, 20), 2)):
+        for table in slice_tables(long_table(events, ks, resamples=20)):
+            with_interval = [column.label for column in table.columns if column.interval]
+            expected = ["Repeat", "Explore", "Lift"] if table.name == "purchase-parts" else [f"Recall@{headline}"]
+            assert with_interval == expected
+            assert all(figure.low is not None for row in table.rows[:2] for figure in row.figures[:2])
 
 
 def test_the_best_of_each_column_is_marked_and_lift_is_relative_to_most_recent(long):
-    lines = markdown_table(long).splitlines()
+    lines = table_markdown(*slice_tables(long)).splitlines()
     best, parts = [line for line in lines if line.startswith("| irn-p")][:2]
     assert best.count("**") == 12
     lift = parts.split("|")[-2].strip(" *")
     values = [_row(long, model, "purchase", "recall", 5, "mean")["value"] for model in ("irn-p:n=2,m=1", "most-recent")]
     assert lift == f"{100 * (values[0] / values[1] - 1):+.1f}"
-    assert "Lift" not in markdown_table(long[long["model"] != "most-recent"])
+    assert "Lift" not in table_markdown(*slice_tables(long[long["model"] != "most-recent"]))
+
+
+def test_a_lift_has_its_sign_where_nothing_is_below_the_baseline(long):
+    parts = slice_tables(long, baseline="most-recent")[1]
+    least = min(parts.rows, key=lambda row: row.figures[2].value if row.figures[2].value is not None else 9.0)
+    parts = slice_tables(long, baseline=least.label)[1]
+    assert {cells[2].value[:1] for cells in table_cells(parts)} == {"+", ""}
 
 
 def test_other_files_are_refused(tmp_path):

@@ -6,7 +6,9 @@ import re
 
 import pytest
 from rich.console import Console
-from sessiongym.evaluate.training import training_console_table, training_markdown, training_table
+from sessiongym.evaluate.comparison_views import training_views
+from sessiongym.evaluate.exports import table_console, table_markdown
+from sessiongym.evaluate.training import training_table
 
 
 def _write(folder, records):
@@ -58,6 +60,10 @@ def learners(tmp_path):
     }
 
 
+def _markdown(folders):
+    return table_markdown(*training_views(training_table(folders)))
+
+
 def _rows(markdown):
     """The cells of each table, by model and heading."""
     tables = []
@@ -89,27 +95,25 @@ def test_every_scalar_is_a_column_in_the_order_of_its_record(learners):
 
 def test_the_summary_is_the_mean_over_seeds_of_the_kept_epochs(cells):
     # Epochs count from 1: (2 + 1) / 2; validation and copy rate: (30 + 40) / 2 %.
-    assert _rows(training_markdown(training_table(cells))) == [
-        {"agent": {"epoch": "1.5", "valid.": "35.0", "last": "35.0"}}
-    ]
+    assert _rows(_markdown(cells)) == [{"agent": {"epoch": "1.5", "valid.": "35.0", "last": "35.0"}}]
 
 
 def test_models_and_sections_that_have_nothing_to_say_are_left_out(cells, learners):
-    markdown = training_markdown(training_table(learners))
+    markdown = _markdown(learners)
     policy, learning = _rows(markdown)
     assert list(policy) == list(learners) and policy["sb3-dqn"]["last"] == ""
     assert list(learning) == [next(iter(learners)), "lstm"]
     # Only one of its seeds has been looked at.
     assert learning["lstm"]["policy"] == "0.250" and learning["lstm"]["value"] == ""
-    assert "How it learns" in markdown and "How it learns" not in training_markdown(training_table(cells))
+    assert "How it learns" in markdown and "How it learns" not in _markdown(cells)
 
 
 def test_a_terminal_of_80_columns_shows_every_figure(learners):
-    training, printed = training_table(learners), io.StringIO()
-    Console(width=80, file=printed).print(training_console_table(training))
+    printed = io.StringIO()
+    Console(width=80, file=printed).print(table_console(*training_views(training_table(learners))))
     lines = printed.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
-    for models in _rows(training_markdown(training)):
+    for models in _rows(_markdown(learners)):
         for label, figures in models.items():
             # A label may go on in the next lines.
             assert any(line.split()[1:] == [*filter(None, figures.values())] for line in lines if label[:9] in line)
@@ -119,7 +123,7 @@ def test_a_terminal_of_80_columns_shows_every_figure(learners):
 
 
 def test_what_rounds_to_nothing_has_no_sign(learners):
-    _, learning = _rows(training_markdown(training_table(learners)))
+    _, learning = _rows(_markdown(learners))
     assert learning[next(iter(learners))]["V bias"] == "0.00"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -51,7 +51,11 @@ def _tables(table: pd.DataFrame, results: Results, against: str) -> list[View]:
                 for key in keys
             ]
             rows.append(Row(model, tuple(figures), results.entry(model).system.label))
-        columns = tuple(Column(f"{METRIC_LABELS[metric]}@{k}", group=METRIC_LABELS[metric]) for metric, k in keys)
+        # Of differences none is the best one.
+        kind: dict[str, Any] = {} if scale == 1.0 else {"better": "neither", "signed": True}
+        columns = tuple(
+            Column(f"{METRIC_LABELS[metric]}@{k}", group=METRIC_LABELS[metric], **kind) for metric, k in keys
+        )
         notes = (
             f"{extra}, mean over seeds, {n_events:,} events of {n_drawn:,} {drawn}s, intervals over {drawn}s; ties: "
             f"{results.ties}.",
