@@ -183,9 +183,9 @@ def test_table1_shows_what_compare_computes_and_computes_no_cell_of_it_twice(
     table = views["purchase"]
     assert [row.label for row in table.rows] == models
     assert [row.paper_label for row in table.rows] == ["A3C-P", "IRN-P", "BPR", "CKNN"]
-    mean = long[(long["seed"] == "mean") & (long["slice"] == "purchase") & (long["metric"] == "recall")]
+    mean = long.loc[(long["seed"] == "mean") & (long["slice"] == "purchase") & (long["metric"] == "recall")]
     for row in table.rows:
-        expected = mean[(mean["model"] == row.label) & (mean["k"] == 5)].iloc[0]
+        expected = mean.loc[(mean["model"] == row.label) & (mean["k"] == 5)].iloc[0]
         figure = row.figures[1]
         assert (figure.value, figure.low, figure.high) == tuple(expected[["value", "low", "high"]])
         assert figure.paper == published.TABLE1[row.paper_label, "purchase", "recall", 5]
@@ -247,10 +247,10 @@ def test_cold_start_ends_where_the_whole_session_is_known(shop, cells, tmp_path,
     folder = cells / plan.cells["s-pop"][0].name
     capped, events = read_extra(folder, "cold-start"), read_events(folder)
     assert sorted(capped["cap"].unique()) == list(range(1, 11))
-    late, early = capped[capped["cap"] == 10], (events["position"] <= 11).to_numpy()
+    late, early = capped.loc[capped["cap"] == 10], (events["position"] <= 11).to_numpy()
     np.testing.assert_array_equal(late["rank_low"].to_numpy()[early], events["rank_low"].to_numpy()[early])
     table = views["cold-start-purchase-recall-table"]
-    first = capped[(capped["cap"] == 1) & (capped["kind"] == 1)]
+    first = capped.loc[(capped["cap"] == 1) & (capped["kind"] == 1)]
     hits = recall(first["rank_low"].to_numpy(), first["rank_high"].to_numpy(), 5)
     assert table.rows[1].figures[0].value == pytest.approx(hits.mean(), rel=1e-12)
     assert views["cold-start-purchase-recall"].series[1].x == tuple(map(float, range(1, 11)))

@@ -486,6 +486,7 @@ def test_rewards_are_credited_to_what_was_recommended_and_clicks_teach_what_was_
     assert np.array_equal(rollout.credited_action, rollout.sampled_action)
     assert not np.array_equal(rollout.credited_action, rollout.action)
     steps = Steps.of(rollout, True, torch.device("cpu"))
+    assert steps.credited is not None
     other = steps._replace(credited=(steps.credited + 1) % 20), steps._replace(action=(steps.action + 1) % 20)
 
     def losses(config, steps):

@@ -58,7 +58,8 @@ def _chart(rows: pd.DataFrame, curve: str, kind: str, metric: str, k: int) -> Li
 def _last(rows: pd.DataFrame, results: Results, k: int) -> Table:
     """The figures of the last moment."""
     last = rows[rows["events_learned"] == rows["events_learned"].max()]
-    mean = cast(pd.Series, last.groupby(["model", "curve", "slice", "metric"])["value"].mean())
+    found = cast(pd.Series, last.groupby(["model", "curve", "slice", "metric"])["value"].mean())
+    mean = dict(zip(found.index, found.to_numpy(dtype=float), strict=True))
     keys = [(curve, kind, metric) for curve in _CURVES for kind in _KINDS for metric in ("recall", "mrr")]
     return Table(
         "online",
@@ -67,7 +68,7 @@ def _last(rows: pd.DataFrame, results: Results, k: int) -> Table:
         tuple(
             Row(
                 label,
-                tuple(Figure(float(mean[label, *key]) if (label, *key) in mean.index else None) for key in keys),
+                tuple(Figure(mean.get((label, *key))) for key in keys),
                 results.entry(label).system.label,
             )
             for label in results.folders

@@ -161,11 +161,11 @@ def _figure3(results: Results) -> list[View]:
 
 def _cold_start(results: Results) -> list[View]:
     k, long = results.ks[0], results.cold_start
-    mean = long[(long["seed"] == MEAN) & (long["k"] == k)]
+    mean = long.loc[(long["seed"] == MEAN) & (long["k"] == k)]
     views: list[View] = []
     for kind in _KINDS:
         for metric in _METRICS:
-            chosen = mean[(mean["slice"] == kind) & (mean["metric"] == metric)]
+            chosen = mean.loc[(mean["slice"] == kind) & (mean["metric"] == metric)]
             caps = sorted(chosen["cap"].unique())
             lines = {
                 str(model): [(float(cap), _figure(row)) for cap, row in frame.set_index("cap").iterrows()]  # type: ignore[arg-type]
@@ -238,8 +238,8 @@ def _series(label: str, points: Sequence[tuple[float, Figure]]) -> Series:
 
 
 def _figure(row: pd.Series) -> Figure:
-    value, low, high = (None if np.isnan(row[name]) else float(row[name]) for name in ("value", "low", "high"))
-    return Figure(value, low, high)
+    numbers = row[["value", "low", "high"]].to_numpy(dtype=float)
+    return Figure(*(None if np.isnan(number) else float(number) for number in numbers))
 
 
 def _labels_of(results: Results) -> Mapping[str, str]:
