@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
 from ..comparison_views import (
@@ -238,8 +237,8 @@ def _series(label: str, points: Sequence[tuple[float, Figure]]) -> Series:
 
 
 def _figure(row: pd.Series) -> Figure:
-    numbers = row[["value", "low", "high"]].to_numpy(dtype=float)
-    return Figure(*(None if np.isnan(number) else float(number) for number in numbers))
+    value, low, high = (None if pd.isna(row.at[name]) else float(row.at[name]) for name in ("value", "low", "high"))
+    return Figure(value, low, high)
 
 
 def _labels_of(results: Results) -> Mapping[str, str]:
