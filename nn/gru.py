@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numba import njit
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
+
+from .recurrent import sigmoid, tanh
 
 
 class Packing(NamedTuple):
@@ -51,7 +54,7 @@ def run_gru(gru: nn.GRU, inputs: Tensor, packing: Packing, initial: Tensor | Non
     Sequences start from `initial` [S, H], or from zero.
     """
     order = torch.from_numpy(packing.sequence[: packing.size[0]]).to(inputs.device)
-    if inputs.device.type == "cpu":
+    if inputs.device.type == "cpu" and inputs.dtype == torch.float32:
         if initial is None:
             initial = inputs.new_zeros(len(order), gru.hidden_size)
         w_ih, w_hh, b_ih, b_hh = gru.all_weights[0]
@@ -67,53 +70,83 @@ def run_gru(gru: nn.GRU, inputs: Tensor, packing: Packing, initial: Tensor | Non
 
 
 class _Unroll(torch.autograd.Function):
-    """The recurrence (Cho et al. 2014; the reset gate applied after the product, as `nn.GRU` has it).
+    """The recurrence in float32 (Cho et al. 2014; the reset gate applied after the product, as `nn.GRU` has it).
 
     Autograd over single steps would record some twenty small operations a step; at a hundred sequences they, not the
-    arithmetic, would be the cost.
+    arithmetic, would be the cost. So each step is one product and one compiled loop.
     """
 
     @staticmethod
     def forward(ctx: Any, gates: Tensor, w_hh: Tensor, b_hh: Tensor, initial: Tensor, size: list[int]) -> Tensor:
-        units = w_hh.shape[1]
-        # Of every event: reset gate, update gate and what the state contributes to the candidate; the candidate.
-        active, candidate, hidden = torch.empty_like(gates), *(gates.new_empty(2, len(gates), units))
-        before, start = initial, 0
-        for n in size:
-            now, before = slice(start, start + n), before[:n]
-            sums = torch.addmm(b_hh, before, w_hh.t(), out=active[now])
-            both = sums[:, : 2 * units].add_(gates[now, : 2 * units]).sigmoid_()
-            new = torch.addcmul(gates[now, 2 * units :], both[:, :units], sums[:, 2 * units :], out=candidate[now])
-            before = torch.lerp(new.tanh_(), before, both[:, units:], out=hidden[now])
+        # Of every event: reset gate, update gate and what the state contributes to the candidate; the candidate; the
+        # state before and after.
+        active = torch.empty_like(gates)
+        candidate, before, hidden = gates.new_empty(3, len(gates), w_hh.shape[1])
+        before[: len(initial)] = initial
+        arrays = [x.detach().numpy() for x in (gates, active, candidate, before, hidden)]
+        start = 0
+        for n, n_next in zip(size, [*size[1:], 0], strict=True):
+            torch.addmm(b_hh, before[start : start + n], w_hh.t(), out=active[start : start + n])
+            _activate(start, n, n_next, *arrays)
             start += n
-        ctx.save_for_backward(active, candidate, hidden, w_hh, initial)
+        ctx.save_for_backward(active, candidate, before, w_hh)
         ctx.size = size
         return hidden
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_hidden: Tensor) -> tuple[Tensor | None, ...]:
-        active, candidate, hidden, w_hh, initial = ctx.saved_tensors
-        size, units = torch.tensor(ctx.size), w_hh.shape[1]
-        reset, update, contribution = active.chunk(3, dim=1)
-        n_first = len(initial)
-        # The step before is as many events away as there were sequences in it.
-        earlier = torch.arange(n_first, len(hidden)) - torch.repeat_interleave(size[:-1], size[1:])
-        before = torch.cat([initial, hidden[earlier]])
-        # Everything that does not depend on the recurrence is done for all steps at once.
-        factor = active.new_empty(len(active), 4, units)
-        torch.mul(1 - update, 1 - candidate.square(), out=factor[:, 3])
-        torch.mul(factor[:, 3], reset, out=factor[:, 2])
-        torch.mul(factor[:, 2] * contribution, 1 - reset, out=factor[:, 0])
-        torch.mul((before - candidate) * update, 1 - update, out=factor[:, 1])
-        d_sums, dh, start = torch.empty_like(factor), torch.zeros_like(initial), len(hidden)
+        active, candidate, before, w_hh = ctx.saved_tensors
+        # What flows into the sums of the state, which the reset gate scales a third of, and into those of the input.
+        d_state, d_gates = torch.empty_like(active), torch.empty_like(active)
+        dh, start = before.new_zeros(ctx.size[0], before.shape[1]), len(before)
+        arrays = [x.detach().numpy() for x in (d_hidden.contiguous(), active, candidate, before, dh, d_state, d_gates)]
         for n in reversed(ctx.size):
             start -= n
-            now, d_now = slice(start, start + n), dh[:n]
-            d_now += d_hidden[now]
-            torch.mul(factor[now], d_now.unsqueeze(1), out=d_sums[now])
-            d_now.mul_(update[now]).addmm_(d_sums[now].view(n, 4 * units)[:, : 3 * units], w_hh)
-        d_sums = d_sums.view(len(hidden), 4 * units)
-        d_state = d_sums[:, : 3 * units]
-        d_gates = torch.cat([d_sums[:, : 2 * units], d_sums[:, 3 * units :]], dim=1)
+            _differentiate(start, n, *arrays)
+            dh[:n].addmm_(d_state[start : start + n], w_hh)
         return d_gates, torch.mm(d_state.t(), before), d_state.sum(0), dh, None
+
+
+# Short loops, each over few arrays that might overlap, vectorise.
+@njit(cache=True, error_model="numpy", fastmath={"contract"})
+def _activate(start, n, n_next, gates, active, candidate, before, hidden):
+    # From the state's sums in `active` to the step's activations and states, and the states before the next step.
+    size = hidden.shape[1]
+    for e in range(start, start + n):
+        a, g, c, old, h = active[e], gates[e], candidate[e], before[e], hidden[e]
+        update, contribution, g_candidate = a[size : 2 * size], a[2 * size :], g[2 * size :]
+        for k in range(2 * size):
+            a[k] = sigmoid(a[k] + g[k])
+        for k in range(size):
+            c[k] = tanh(g_candidate[k] + a[k] * contribution[k])
+        for k in range(size):
+            h[k] = c[k] + update[k] * (old[k] - c[k])
+        if e - start < n_next:
+            before[e + n] = h
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract"})
+def _differentiate(start, n, d_hidden, active, candidate, before, dh, d_state, d_gates):
+    # One step but for the product.
+    one = np.float32(1)
+    size = dh.shape[1]
+    for b in range(n):
+        e = start + b
+        d, flows_in, c, old = dh[b], d_hidden[e], candidate[e], before[e]
+        reset, update, contribution = active[e, :size], active[e, size : 2 * size], active[e, 2 * size :]
+        d_reset, d_update, d_candidate = d_gates[e, :size], d_gates[e, size : 2 * size], d_gates[e, 2 * size :]
+        d_contribution = d_state[e, 2 * size :]
+        for k in range(size):
+            d[k] += flows_in[k]
+        for k in range(size):
+            d_candidate[k] = d[k] * (one - update[k]) * (one - c[k] * c[k])
+        for k in range(size):
+            d_contribution[k] = d_candidate[k] * reset[k]
+        for k in range(size):
+            d_reset[k] = d_contribution[k] * contribution[k] * (one - reset[k])
+        for k in range(size):
+            d_update[k] = d[k] * (old[k] - c[k]) * update[k] * (one - update[k])
+        for k in range(size):
+            d[k] *= update[k]
+        d_state[e, : 2 * size] = d_gates[e, : 2 * size]

@@ -139,12 +139,14 @@ def _expm1(x):
 
 
 @njit(inline="always")
-def _sigmoid(x):
+def sigmoid(x):
+    """For compiled loops, in float32; see `_expm1`."""
     return np.float32(1) / (np.float32(2) + _expm1(-x))
 
 
 @njit(inline="always")
-def _tanh(x):
+def tanh(x):
+    """For compiled loops, in float32; see `_expm1`."""
     e = _expm1(np.float32(2) * x)
     return e / (e + np.float32(2))
 
@@ -158,13 +160,13 @@ def _activate_compiled(t, active, h_before, c_before, cell, tanh_cell, hidden, k
         i, f, o, g = a[:size], a[size : 2 * size], a[2 * size : 3 * size], a[3 * size :]
         c, c_old, tanh_c, h = cell[t, b], c_before[t, b], tanh_cell[t, b], hidden[t, b]
         for k in range(3 * size):
-            a[k] = _sigmoid(a[k])
+            a[k] = sigmoid(a[k])
         for k in range(size):
-            g[k] = _tanh(g[k])
+            g[k] = tanh(g[k])
         for k in range(size):
             c[k] = f[k] * c_old[k] + i[k] * g[k]
         for k in range(size):
-            tanh_c[k] = _tanh(c[k])
+            tanh_c[k] = tanh(c[k])
         for k in range(size):
             h[k] = o[k] * tanh_c[k]
         if t + 1 < len(active):
