@@ -90,7 +90,7 @@ def _draw_lines(axes: Axes, chart: LineChart) -> None:
         axes.plot(x, y, color=color, linestyle=dashes, marker=mark, markersize=3.5, linewidth=1.4)
         if series.low and series.high:
             low, high = scale * np.array(series.low, float), scale * np.array(series.high, float)
-            axes.fill_between(x, low, high, color=color, alpha=0.1, linewidth=0)
+            axes.fill_between(x, low, high, color=color, alpha=0.1 / max(1, len(drawn) / 4), linewidth=0)
         last = np.flatnonzero(~np.isnan(y))[-1]
         ends.append((y[last], x[last], series.label, color))
     _label_ends(axes, ends)

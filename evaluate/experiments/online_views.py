@@ -47,7 +47,7 @@ def _chart(rows: pd.DataFrame, curve: str, kind: str, metric: str, k: int) -> Li
         notes = (*notes, "Each point is the mean over the events since the point before.")
     return LineChart(
         f"online-{curve}-{kind}-{metric}",
-        f"{kind.capitalize()}s of the {_CURVES[curve]}",
+        f"{METRIC_LABELS[metric]}@{k} of {kind}s, {_CURVES[curve]}",
         "events learned from",
         f"{METRIC_LABELS[metric]}@{k}",
         tuple(series),

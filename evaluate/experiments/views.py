@@ -106,7 +106,7 @@ def _density_chart(
             lines.setdefault(entry.model, []).append((density, figures(entry.label, kind, metric, k)))
     return LineChart(
         f"density-{kind}-{metric}",
-        f"{kind.capitalize()}s with fewer purchases in training",
+        f"{METRIC_LABELS[metric]}@{k} of {kind}s with fewer purchases in training",
         "share d of purchases kept",
         f"{METRIC_LABELS[metric]}@{k}",
         tuple(_series(model, sorted(points, key=lambda point: point[0])) for model, points in lines.items()),
@@ -148,7 +148,7 @@ def _figure3(results: Results) -> list[View]:
                 views.append(
                     LineChart(
                         f"learning-{name}-{metric}",
-                        f"Purchases on validation over training, {variant.label}",
+                        f"{heading}@5 of purchases on validation over training, {variant.label}",
                         "epoch",
                         f"{heading}@5",
                         series,
@@ -174,7 +174,7 @@ def _cold_start(results: Results) -> list[View]:
             views.append(
                 LineChart(
                     f"cold-start-{kind}-{metric}",
-                    f"{kind.capitalize()}s when only the first c events are known",
+                    f"{heading} of {kind}s when only the first c events are known",
                     "events known, c",
                     heading,
                     tuple(_series(model, points) for model, points in lines.items()),
@@ -183,7 +183,7 @@ def _cold_start(results: Results) -> list[View]:
             views.append(
                 Table(
                     f"cold-start-{kind}-{metric}-table",
-                    f"{heading} of {kind}s by the number of events known",
+                    f"The same in figures: {heading} of {kind}s",
                     tuple(Column(f"c = {cap}") for cap in caps),
                     tuple(
                         Row(model, tuple(figure for _, figure in points), results.entry(model).system.label)

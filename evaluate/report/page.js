@@ -11,13 +11,13 @@ function color(name) {
   return getComputedStyle(probe).color;
 }
 
-function colored(trace) {
+function colored(trace, haze) {
   if (trace.meta.part === "cells") {
     return { ...trace, colorscale: [[0, color("heat-low")], [1, color("heat-high")]], textfont: { color: color("ink") } };
   }
   const own = color(`series-${trace.meta.style % 7}`);
   return trace.meta.part === "band"
-    ? { ...trace, fillcolor: own.replace("rgb(", "rgba(").replace(")", ", 0.13)"), line: { ...trace.line, color: own } }
+    ? { ...trace, fillcolor: own.replace("rgb(", "rgba(").replace(")", `, ${haze})`), line: { ...trace.line, color: own } }
     : { ...trace, line: { ...trace.line, color: own }, marker: { ...trace.marker, color: own } };
 }
 
@@ -32,8 +32,11 @@ const charts = [...document.querySelectorAll("script[data-figure]")].map((script
 
 function draw({ box, figure, hidden, chosen }) {
   const axis = { gridcolor: color("rule"), linecolor: color("rule"), tickcolor: color("rule") };
+  const shown = new Set(figure.data.map((trace) => trace.meta.series).filter((series) => !hidden.has(series)));
+  // Many intervals on top of each other hide the lines; that of the line pointed at is brought out.
+  const haze = (trace) => (trace.meta.series === chosen ? 0.25 : 0.13 / Math.max(1, shown.size / 4));
   const data = figure.data.map((trace) => ({
-    ...colored(trace),
+    ...colored(trace, haze(trace)),
     visible: !hidden.has(trace.meta.series),
     opacity: chosen === null || chosen === trace.meta.series ? 1 : 0.15,
   }));
