@@ -19,7 +19,7 @@ from sessiongym.evaluate.experiments.claims import CLAIMS
 from sessiongym.evaluate.experiments.definitions import EXPERIMENTS, READINGS, ExperimentName, System, Variant
 from sessiongym.evaluate.experiments.design import design
 from sessiongym.evaluate.experiments.plan import PlannedCell, duration, wall_seconds
-from sessiongym.evaluate.experiments.run import make_plan, run_experiment
+from sessiongym.evaluate.experiments.run import make_plan, notes_of, run_experiment
 from sessiongym.evaluate.exports import read_views
 from sessiongym.evaluate.metrics import recall
 from sessiongym.evaluate.models import REFERENCES, parse_model
@@ -267,6 +267,15 @@ def test_figure4_online_has_both_curves_and_cells_of_its_own(shop, cells, tmp_pa
     assert fit.name != online.name and (cells / online.name).exists()
     with pytest.raises(InputError, match="trained on a whole log at once"):
         make_plan(EXPERIMENTS["figure4-online"], PreparedData.open(shop), cells, models=["session-knn"])
+
+
+def test_agents_whose_training_ends_before_they_imagine_are_named(shop, cells):
+    data = PreparedData.open(shop)
+    n_events = data.train.n_events
+    models = [f"irn-p:imagination_start={2 * n_events - more},epochs=2" for more in (0, 1)]
+    for name, silent in (("table1", models[:1]), ("figure4-online", models)):
+        notes = notes_of(make_plan(EXPERIMENTS[name], data, cells, models=[*models, "a3c-p"]))
+        assert [note.split()[0] for note in notes if "imagines nothing" in note] == silent
 
 
 def test_ii_rnn_needs_users_and_compares_with_the_rnn(shop, tmp_path, cells, quick):

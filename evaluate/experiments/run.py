@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...agents.config import AgentConfig
 from ...envs.folders import SCHEMA, check_same_result, new_folder, write_json
 from ...envs.log import PreparedData
 from ...errors import InputError
@@ -138,7 +139,23 @@ def notes_of(plan: ExperimentPlan) -> list[str]:
     n_seeds = len(next(iter(plan.cells.values())))
     if n_seeds < 5:
         notes.append(f"{n_seeds} seed(s): a published table needs at least 5.")
-    return [*notes, *plan.design.notes]
+    return [*notes, *plan.design.notes, *_without_imagination(plan)]
+
+
+def _without_imagination(plan: ExperimentPlan) -> list[str]:
+    """The agents whose training ends before their imagination begins."""
+    notes = []
+    for entry in plan.design.entries:
+        config = entry.spec.config
+        if isinstance(config, AgentConfig) and config.imagination_weight > 0:
+            passes = 1 if plan.design.experiment.task == "online" else config.epochs
+            n_events = passes * plan.data.train.n_events
+            if n_events <= config.imagination_start:
+                notes.append(
+                    f"{entry.label} imagines nothing: it would begin after {config.imagination_start:,} events, and "
+                    f"its training has {n_events:,}."
+                )
+    return notes
 
 
 def _describe(plan: ExperimentPlan, ks: tuple[int, ...], ties: str) -> dict[str, Any]:
