@@ -116,7 +116,7 @@ def _density_chart(
 def _table3(results: Results) -> list[View]:
     design, k = results.design, results.ks[0]
     figures, notes = figure_lookup(results.long), figure_notes(results.long, results.ties)
-    columns = [(part, metric, k) for metric in _METRICS for part in ("first", "click", "purchase")]
+    columns = [(part, metric, k) for part in ("first", "click", "purchase") for metric in _METRICS]
     published = {
         (planner, part, metric, 5): value for (planner, part, metric), value in TABLE3.items() if value is not None
     }
