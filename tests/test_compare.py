@@ -337,9 +337,8 @@ def _kill_worker(process):
 
 
 @needs_proc
-@pytest.mark.parametrize(
-    "disturb", [_interrupt, *(pytest.param(kill, marks=pytest.mark.slow) for kill in (_kill_parent, _kill_worker))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("disturb", [_interrupt, _kill_parent, _kill_worker])
 def test_stopped_in_mid_training_no_process_stays_and_the_same_command_finishes(
     start, shop, tmp_path, undisturbed, disturb
 ):

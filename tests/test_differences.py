@@ -204,6 +204,7 @@ def test_draws_and_columns_without_a_figure_do_not_count():
     assert np.isnan(simultaneous_interval(np.full((10, 2), np.nan))).all()
 
 
+@pytest.mark.slow
 def test_of_equal_models_some_one_is_marked_about_as_rarely_as_promised():
     rng, marked, alone = np.random.default_rng(7), 0, 0
     for trial in range(120):
