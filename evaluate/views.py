@@ -96,6 +96,13 @@ class Series:
             if len(values) != len(self.x) and (values or name == "y"):
                 raise InputError(f"series {self.label}: expected {len(self.x)} values in {name}, found {len(values)}")
 
+    @classmethod
+    def of(cls, label: str, points: Sequence[tuple[float, Figure]]) -> Series:
+        """A line through figures and their intervals."""
+        x, figures = zip(*points, strict=True) if points else ((), ())
+        values = [tuple(getattr(figure, name) for figure in figures) for name in ("value", "low", "high")]
+        return cls(label, x, *values)
+
 
 @dataclass(frozen=True)
 class LineChart:

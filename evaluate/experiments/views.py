@@ -109,7 +109,7 @@ def _density_chart(
         f"{METRIC_LABELS[metric]}@{k} of {kind}s with fewer purchases in training",
         "share d of purchases kept",
         f"{METRIC_LABELS[metric]}@{k}",
-        tuple(_series(model, sorted(points, key=lambda point: point[0])) for model, points in lines.items()),
+        tuple(Series.of(model, sorted(points, key=lambda point: point[0])) for model, points in lines.items()),
     )
 
 
@@ -177,7 +177,7 @@ def _cold_start(results: Results) -> list[View]:
                     f"{heading} of {kind}s when only the first c events are known",
                     "events known, c",
                     heading,
-                    tuple(_series(model, points) for model, points in lines.items()),
+                    tuple(Series.of(model, points) for model, points in lines.items()),
                 )
             )
             views.append(
@@ -224,16 +224,6 @@ def _readings(results: Results) -> list[View]:
         title = f"{kind.capitalize()} Recall@{k} under each reading"
         views.append(Table(f"readings-{kind}", title, columns, tuple(rows), heading="reading", notes=tuple(notes)))
     return [*views, *training_views(results.training)]
-
-
-def _series(label: str, points: Sequence[tuple[float, Figure]]) -> Series:
-    return Series(
-        label,
-        tuple(x for x, _ in points),
-        tuple(figure.value for _, figure in points),
-        tuple(figure.low for _, figure in points),
-        tuple(figure.high for _, figure in points),
-    )
 
 
 def _figure(row: pd.Series) -> Figure:

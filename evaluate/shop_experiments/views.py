@@ -125,7 +125,7 @@ def _correlation_chart(panel: Panel) -> LineChart:
     series = []
     for metric in _CHARTED:
         figures = [(x, outcome.correlations[True][metric.label].kendall) for x, outcome in panel.points]
-        series.append(_series(metric.label, figures))
+        series.append(Series.of(metric.label, figures))
     return LineChart(
         f"correlation-{panel.name}",
         f"{panel.title}: does replay rank models as the truth does?",
@@ -147,7 +147,7 @@ def _curves(panel: Panel, ties: str) -> list[View]:
             f"{panel.title}: what recommendations earn",
             panel.x_label,
             "reward per session above chance",
-            tuple(_series(model, [(x, row[p]) for x, row in gains]) for p, model in enumerate(first.models)),
+            tuple(Series.of(model, [(x, row[p]) for x, row in gains]) for p, model in enumerate(first.models)),
             unit="",
             notes=("Only items new to the session are shown; chance recommends any item to the same shoppers.",),
         )
@@ -162,7 +162,7 @@ def _curves(panel: Panel, ties: str) -> list[View]:
                 f"{panel.title}: what replay says",
                 panel.x_label,
                 metric.label,
-                tuple(_series(model, [(x, row[p]) for x, row in figures]) for p, model in enumerate(first.models)),
+                tuple(Series.of(model, [(x, row[p]) for x, row in figures]) for p, model in enumerate(first.models)),
                 notes=(f"Ties: {ties}.",),
             )
         )
@@ -211,13 +211,3 @@ def _gain(truth: Truth, model: int) -> Figure:
 
 def _figure(value: float, error: float) -> Figure:
     return Figure(value, value - _NORMAL_95 * error, value + _NORMAL_95 * error)
-
-
-def _series(label: str, figures: Sequence[tuple[float, Figure]]) -> Series:
-    return Series(
-        label,
-        tuple(x for x, _ in figures),
-        tuple(figure.value for _, figure in figures),
-        tuple(figure.low for _, figure in figures),
-        tuple(figure.high for _, figure in figures),
-    )
