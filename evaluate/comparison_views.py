@@ -297,7 +297,6 @@ def _parts(
     notes: Sequence[str],
 ) -> Table:
     """Purchases by repeat and explore, and the lift over the shortcut that every table carries."""
-
     has_lift = baseline in {model for _, model, _ in rows}
     base = figures(baseline, "purchase", "recall", k).value if has_lift else None
 

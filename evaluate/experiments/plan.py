@@ -136,7 +136,7 @@ def probe_seconds(spec: ModelSpec, data: PreparedData, device: str) -> float:
     test = _first_sessions(data.test, PROBE_EVENTS // 5)
     began = clock()
     rank_events(model, test)
-    to_rank = data.test.n_events + (_epochs(spec, data.train.n_events) * data.valid.n_events if spec.trained else 0)
+    to_rank = data.test.n_events + (most_epochs(spec, data.train.n_events) * data.valid.n_events if spec.trained else 0)
     return training + (clock() - began) / test.n_events * to_rank
 
 
@@ -162,10 +162,11 @@ def _shortened(spec: ModelSpec, n_events: int) -> tuple[ModelSpec, float]:
 
 def _full_size(spec: ModelSpec, n_events: int) -> float:
     """What `_shortened` counts, of the whole training."""
-    return spec.config.total_steps if isinstance(spec.config, SB3Config) else _epochs(spec, n_events) * n_events
+    return spec.config.total_steps if isinstance(spec.config, SB3Config) else most_epochs(spec, n_events) * n_events
 
 
-def _epochs(spec: ModelSpec, n_events: int) -> float:
+def most_epochs(spec: ModelSpec, n_events: int) -> float:
+    """The passes that a model may make over a training log of so many events."""
     if isinstance(spec.config, SB3Config):
         return spec.config.total_steps / spec.config.evaluation_steps
     most = getattr(spec.config, "max_events", float("inf"))

@@ -20,7 +20,7 @@ from ..table import write_table
 from ..views import View
 from .definitions import Experiment, Preset, System
 from .design import Design, design
-from .plan import PlannedCell, plan_cells
+from .plan import PlannedCell, most_epochs, plan_cells
 from .results import Results
 from .views import views_of
 
@@ -148,8 +148,9 @@ def _without_imagination(plan: ExperimentPlan) -> list[str]:
     for entry in plan.design.entries:
         config = entry.spec.config
         if isinstance(config, AgentConfig) and config.imagination_weight > 0:
-            passes = 1 if plan.design.experiment.task == "online" else config.epochs
-            n_events = passes * plan.data.train.n_events
+            in_one = plan.data.train.n_events
+            passes = 1 if plan.design.experiment.task == "online" else most_epochs(entry.spec, in_one)
+            n_events = int(passes * in_one)
             if n_events <= config.imagination_start:
                 notes.append(
                     f"{entry.label} imagines nothing: it would begin after {config.imagination_start:,} events, and "
