@@ -32,7 +32,7 @@ class AgentConfig:
     embedding_dim: int | None = None
     """Size of the item embedding; None feeds one-hot items straight into the gates, as the paper prints."""
     tied: bool = False
-    """The output layer is the item embedding; needs `embedding_dim`."""
+    """The output layer is the item embedding behind a projection; needs `embedding_dim`."""
     dropout: float = 0.0
     """Share of zeroed entries in embeddings and before the output layer while training."""
     copy_window: int = 0

@@ -27,7 +27,7 @@ class NetworkConfig:
     embedding_dim: int | None = None
     """Size of the item embedding; None feeds the one-hot item straight into the four gates, as the paper prints."""
     tied: bool = False
-    """The output layer is the item embedding itself; needs `embedding_dim`."""
+    """The output layer is the item embedding itself behind a projection; needs `embedding_dim`."""
     dropout: float = 0.0
     """Share of zeroed entries in the item embeddings and before the output layer, in training only."""
     copy_window: int = 0
@@ -60,7 +60,7 @@ class SessionState(NamedTuple):
 class OutputLayer(nn.Module):
     """Logits over N items from H hidden units, with a copy head where the network has one.
 
-    Where the layer is tied, `weight` [N, D] is the item embedding and there is no `table`.
+    Where the layer is tied, its rows are those of the item embedding, behind a projection, and there is no `table`.
     """
 
     def __init__(self, n_items: int, config: NetworkConfig, generator: torch.Generator) -> None:
@@ -68,9 +68,9 @@ class OutputLayer(nn.Module):
         self.n_items = n_items
         hidden = config.hidden_units
         dim = config.embedding_dim if config.tied else None
-        # Heads on one tied table need a projection each, or they would be one.
-        own = dim is not None and (dim != hidden or config.supervised)
-        self.projection = xavier(generator, dim, hidden) if own and dim is not None else None
+        # Units of an LSTM lie in (-1, 1); times the small rows of a tied table they could not tell items far apart.
+        # With it two heads on one table are two, too.
+        self.projection = None if dim is None else xavier(generator, dim, hidden)
         self.table = None if config.tied else xavier(generator, n_items, hidden)
         self.bias = nn.Parameter(torch.zeros(n_items))
         self.copy_head = CopyHead(hidden, config.copy_window, config.kinds) if config.copy_window else None

@@ -20,7 +20,7 @@ SHAPES = [
     NetworkConfig(hidden_units=5, embedding_dim=4, tied=True, copy_window=3, kinds=True),
     NetworkConfig(hidden_units=5, kinds=True),
 ]
-NAMES = ["one-hot", "embedding", "tied", "tied, projected, copying", "copying, kinds", "one-hot, kinds"]
+NAMES = ["one-hot", "embedding", "tied", "tied, copying", "copying, kinds", "one-hot, kinds"]
 
 
 @pytest.fixture(params=SHAPES, ids=NAMES)
