@@ -127,12 +127,18 @@ def _draw_heat_map(axes: Axes, view: HeatMap) -> None:
     values = (100 if view.unit == "%" else 1) * np.array(view.values, float).reshape(len(view.rows), len(view.columns))
     low, high = np.nanmin(values), np.nanmax(values)
     # Light enough everywhere for black text.
+    if view.signed:
+        far = 1.8 * (max(-low, high) or 1)
+        colours: dict[str, Any] = {"cmap": "RdBu", "vmin": -far, "vmax": far}
+    else:
+        colours = {"cmap": "Blues", "vmin": low, "vmax": high + 0.8 * (high - low or 1)}
     edges = [np.arange(n + 1) - 0.5 for n in values.shape[::-1]]
-    axes.pcolormesh(*edges, values, cmap="Blues", vmin=low, vmax=high + 0.8 * (high - low or 1), ec="w", lw=1.5)
+    axes.pcolormesh(*edges, values, **colours, ec="w", lw=1.5)
     axes.invert_yaxis()
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
-            axes.text(column, row, f"{value:z.{view.decimals}f}", ha="center", va="center", fontsize=8)
+            text = f"{value:{'+' if view.signed else ''}z.{view.decimals}f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=8)
     turned = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"} if max(map(len, view.columns)) > 8 else {}
     axes.set_xticks(range(len(view.columns)), map(short, view.columns), **turned)
     axes.set_yticks(range(len(view.rows)), map(short, view.rows))

@@ -129,6 +129,8 @@ class HeatMap:
     values: tuple[tuple[float | None, ...], ...]
     unit: Unit = "%"
     decimals: int = 1
+    signed: bool = False
+    """Whether values have a sign and colours part at 0, as of correlations."""
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -271,6 +271,13 @@ def test_a_chart_of_long_names_is_drawn_with_their_ends(tmp_path, recwarn):
     assert not recwarn.list
 
 
+def test_signed_heat_maps_show_signs(tmp_path):
+    heat = HeatMap("heat", "t", ("a", "b", "c"), ("x",), ((-0.5,), (0.25,), (0.0,)), unit="", decimals=2, signed=True)
+    draw(heat, tmp_path / "heat.svg")
+    text = (tmp_path / "heat.svg").read_text(encoding="utf-8").replace("\N{MINUS SIGN}", "-")
+    assert all(f">{value}</text>" in text for value in ("-0.50", "+0.25", "+0.00"))
+
+
 @pytest.mark.parametrize("view", [LineChart("no", "t", "x", "y", ()), HeatMap("no", "t", ("a",), ("b",), ((None,),))])
 def test_a_chart_without_figures_is_not_drawn(view, tmp_path):
     with pytest.raises(InputError, match="no figures to draw"):

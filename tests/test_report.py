@@ -44,6 +44,7 @@ LINES = LineChart(
     ),
 )
 HEAT = HeatMap("slices", "Recall@5 by slice", MODELS[:2], ("click", "first"), ((0.1, None), (0.3, 0.0)))
+SIGNED = HeatMap("signed", "Tau", ("a", "b", "c"), ("x",), ((-0.5,), (0.25,), (0.0,)), unit="", decimals=2, signed=True)
 VIEWS = (TABLE, LINES, HEAT)
 MANIFEST = {
     "format": "sessiongym.comparison",
@@ -167,6 +168,20 @@ def test_every_chart_has_drawn_and_nothing_complains_or_leaves_the_page(page, fi
     assert page.requests() == [file.resolve().as_uri()] and page.complaints() == []
 
 
+def test_colours_of_signed_figures_part_at_zero(page, tmp_path):
+    page.open(report(tmp_path, [SIGNED]))
+    assert page.texts("#chart-signed .heatmap-label") == ["-0.50", "+0.25", "+0.00"]
+    below, above, none = page.js("""
+        const image = document.querySelector('#chart-signed image');
+        const canvas = document.createElement('canvas');
+        canvas.width = 60; canvas.height = 60;
+        const context = canvas.getContext('2d');
+        context.drawImage(image, 0, 0, 60, 60);
+        return [10, 30, 50].map(y => [...context.getImageData(30, y, 1, 1).data].slice(0, 3));
+    """)
+    assert below[0] > below[2] and above[0] < above[2] and max(none) - min(none) < 12
+
+
 def test_pointing_at_a_line_says_what_it_is_with_its_interval(page, file):
     page.open(file)
     page.js("Plotly.Fx.hover(document.getElementById('chart-curves'), [{curveNumber: 1, pointNumber: 1}])")
@@ -283,7 +298,7 @@ while (walker.nextNode()) {
   const e = walker.currentNode.parentElement, style = getComputedStyle(e);
   if (!walker.currentNode.data.trim() || !e.checkVisibility() || e.closest('script, style')) continue;
   const ink = e.closest('svg') ? style.fill : style.color;
-  const grounds = e.closest('.heatmap-label') ? [color('heat-low'), color('heat-high')] : [ground(e)];
+  const grounds = e.closest('.heatmap-label') ? ['below', 'low', 'high'].map(end => color(`heat-${end}`)) : [ground(e)];
   for (const g of grounds) found.push([ratio(ink, g), walker.currentNode.data.trim(), ink, g]);
 }
 return found
@@ -431,7 +446,7 @@ def test_figures_are_what_plotly_knows():
     from plotly.graph_objects import Figure as PlotlyFigure
 
     styles = {series.label: i for i, series in enumerate(LINES.series)}
-    for figure in (line_figure(LINES, styles), heat_figure(HEAT)):
+    for figure in (line_figure(LINES, styles), heat_figure(HEAT), heat_figure(SIGNED)):
         PlotlyFigure(figure)
         with pytest.raises(ValueError, match="bogus"):
             PlotlyFigure({**figure, "layout": {**figure["layout"], "bogus": 1}})

@@ -32,6 +32,7 @@ from sessiongym.evaluate.shop_experiments.definitions import (
 )
 from sessiongym.evaluate.shop_experiments.logs import shop_log
 from sessiongym.evaluate.shop_experiments.policies import deployed, shop_scores
+from sessiongym.evaluate.shop_experiments.results import Outcome, Truth
 from sessiongym.evaluate.shop_experiments.run import make_shop_plan, run_shop_experiment
 from sessiongym.evaluate.views import HeatMap, LineChart, Table
 
@@ -113,6 +114,21 @@ def test_noise_behind_the_figures_widens_the_interval():
     draws = value + rng.normal(0, 4, (1000, 8))
     sure, unsure = rank_correlation(value, value), rank_correlation(value, value, draws, draws[::-1])
     assert sure.kendall.low == 1.0 and unsure.kendall.low < 0.8
+
+
+def test_pairs_by_hand():
+    # Replay puts a above b above c, and d level with c; a and b earn the same, c more than both, d anything.
+    noise = np.random.default_rng(0).normal(0, 1, (1000, 5))
+    replay = np.array([3.0, 2.0, 1.0, 1.0]) + 0.05 * noise[:, :4] * [1, 1, 1, 4]
+    truth = np.array([1.0, 1.0, 2.0, 1.5]) + 0.05 * noise[:, [4, 4, 4, 0]] * [1, 1, 1, 40]
+    nothing = np.zeros(4)
+    earned = Truth(truth.mean(axis=0), nothing, nothing, nothing, truth, nothing[:, None], nothing)
+    metric = Metric("all", "recall", 5)
+    outcome = Outcome(
+        "shop", tuple("abcd"), (metric,), replay.mean(axis=0)[:, None], replay[:, :, None], {True: earned}
+    )
+    # Apart in replay: ab, ac, ad, bc, bd; in truth: ac and bc, the other way round.
+    assert outcome.pairs(True) == {metric: (5, 0, 2)}
 
 
 def test_every_experiment_has_its_name_and_shops_and_says_what_it_does_not_know():

@@ -102,7 +102,7 @@ def heat_figure(view: HeatMap) -> dict[str, Any]:
     """Plotly's `data` and `layout`; rows from the top, as in a table. Axes are numbers, as equal labels are allowed."""
     scale = 100 if view.unit == "%" else 1
     suffix = " %" if view.unit == "%" else ""
-    texts = [[shown(value, view.unit, view.decimals) for value in row] for row in view.values]
+    texts = [[shown(value, view.unit, view.decimals, view.signed) for value in row] for row in view.values]
     hover = [
         [f"<b>{escape(row)}</b><br>{escape(column)}<br>{text + suffix if text else 'none'}" for column, text in pairs]
         for row, pairs in (
@@ -120,8 +120,11 @@ def heat_figure(view: HeatMap) -> dict[str, Any]:
         "showscale": False,
         "xgap": 2,
         "ygap": 2,
-        "meta": {"part": "cells"},
+        "meta": {"part": "cells", "signed": view.signed},
     }
+    if view.signed:
+        far = max((abs(value) for row in view.values for value in row if value is not None), default=0.0) or 1.0
+        data |= {"zmin": -scale * far, "zmax": scale * far}
     texts_of_axes = {
         "x": ["<br>".join(map(escape, heading_lines(name))) for name in view.columns],
         "y": [escape(short(name)) for name in view.rows],

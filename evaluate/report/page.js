@@ -13,7 +13,9 @@ function color(name) {
 
 function colored(trace, haze) {
   if (trace.meta.part === "cells") {
-    return { ...trace, colorscale: [[0, color("heat-low")], [1, color("heat-high")]], textfont: { color: color("ink") } };
+    const ends = trace.meta.signed ? ["heat-below", "heat-low", "heat-high"] : ["heat-low", "heat-high"];
+    const colorscale = ends.map((name, i) => [i / (ends.length - 1), color(name)]);
+    return { ...trace, colorscale, textfont: { color: color("ink") } };
   }
   const own = color(`series-${trace.meta.style % 7}`);
   return trace.meta.part === "band"

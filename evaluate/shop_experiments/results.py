@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from ...envs.shop.catalogue import start_ns
 from ...envs.shop.live import live_shop
 from ...envs.shop.live_config import LiveShopConfig
 from ..events import slice_masks
-from ..statistics import bootstrap_sums, ratio, session_sums
+from ..statistics import bootstrap_sums, percentile_interval, ratio, session_sums
 from ..table import event_values, same_events
 from .correlation import RESAMPLES, Correlation, rank_correlation
 from .definitions import ESTIMATORS, Metric
@@ -42,6 +43,19 @@ class Truth:
     """[P, len(ESTIMATORS)], off-policy from the log; NaN where it was refused for a seed or more."""
     effective_sample_size: np.ndarray
     """[P], the largest over seeds, of the importance weights; NaN where nothing was estimated."""
+
+
+class Pairs(NamedTuple):
+    """Pairs of models that a replay metric tells apart, by what the truth says of them.
+
+    Two figures are apart where the 95 % interval of their paired difference excludes 0: over test sessions for replay,
+    over simulated ones for the truth. Pairs of which the truth cannot say which earns more are the rest of `apart`.
+    """
+
+    apart: int
+    earns_more: int
+    """Pairs whose model of the higher replay figure earns more."""
+    earns_less: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +89,15 @@ class Outcome:
             for unseen_only, truth in self.truth.items()
         }
 
+    def pairs(self, unseen_only: bool) -> dict[Metric, Pairs]:
+        """By metric, of the P (P - 1) / 2 pairs of models."""
+        truth, found = _told_apart(self.truth[unseen_only].draws), {}
+        for place, metric in enumerate(self.metrics):
+            replay = _told_apart(self.replay_draws[:, :, place])
+            agree = replay * truth
+            found[metric] = Pairs(np.count_nonzero(replay), np.count_nonzero(agree > 0), np.count_nonzero(agree < 0))
+        return found
+
     def regret(self, unseen_only: bool) -> dict[str, float | None]:
         """What the best model earns more than the one that a figure puts first (equal ones: their mean)."""
         value, found = self.truth[unseen_only].value, {}
@@ -83,6 +106,14 @@ class Outcome:
             first = known & (figure == figure[known].max()) if known.any() else known
             found[label] = float(value.max() - value[first].mean()) if first.any() else None
         return found
+
+
+def _told_apart(draws: np.ndarray) -> np.ndarray:
+    """[P (P - 1) / 2], of each pair of the columns of `draws` [R, P]: 1 where the first is higher, -1 where the second
+    is, 0 where they are not apart."""
+    first, second = np.triu_indices(draws.shape[1], 1)
+    low, high = percentile_interval(draws[:, first] - draws[:, second])
+    return (low > 0).astype(np.int8) - (high < 0)
 
 
 def truth_of(served: Mapping[str, Sequence[Served]], chance: Served) -> Truth:
