@@ -95,7 +95,7 @@ class Outcome:
         for place, metric in enumerate(self.metrics):
             replay = _told_apart(self.replay_draws[:, :, place])
             agree = replay * truth
-            found[metric] = Pairs(np.count_nonzero(replay), np.count_nonzero(agree > 0), np.count_nonzero(agree < 0))
+            found[metric] = Pairs(*(int(which.sum()) for which in (replay != 0, agree > 0, agree < 0)))
         return found
 
     def regret(self, unseen_only: bool) -> dict[str, float | None]:
