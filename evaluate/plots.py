@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
@@ -11,10 +13,12 @@ import numpy as np
 
 from ..errors import InputError
 from .exports import has_figures, short
-from .views import HeatMap, LineChart
+from .views import HeatMap, LineChart, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as MatplotlibFigure
+    from matplotlib.lines import Line2D
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _DASHES = ("-", "--", "-.", ":")
@@ -28,6 +32,45 @@ def draw(view: LineChart | HeatMap, file: str | os.PathLike[str]) -> None:
     marks and a label at their end, so also in grey. Raises `InputError` for another ending and for a chart without
     figures.
     """
+    if not has_figures(view):
+        raise InputError(f"chart {view.name}: there are no figures to draw; leave it out")
+    width, height, label_width = _size(view)
+    # A character of the title, which begins where the labels end, is about 0.06 inches wide, a line of it 0.15 high.
+    n_characters = int((width - label_width) / 0.06)
+    said = [line for text in (view.title, *view.notes) for line in wrap(text, n_characters)]
+    with _picture(view.name, width, height + 0.15 * len(said), file) as figure:
+        axes = figure.subplots()
+        if isinstance(view, LineChart):
+            _draw_lines(axes, view)
+        else:
+            _draw_heat_map(axes, view)
+        axes.set_title("\n".join(said), loc="left", fontsize=8)
+
+
+def draw_grid(charts: Sequence[Sequence[LineChart]], file: str | os.PathLike[str]) -> None:
+    """Draw rows of charts of the same series as one picture with one legend, by the ending of `file`.
+
+    Each is headed by what its title says before a colon. Raises `InputError` for another ending than .png or .svg.
+    """
+    n_columns = max(map(len, charts))
+    labels = list(dict.fromkeys(series.label for row in charts for chart in row for series in chart.series))
+    style_of = {label: i for i, label in enumerate(labels)}
+    with _picture(charts[0][0].name, 3.2 * n_columns, 2.6 * len(charts) + 0.5, file) as figure:
+        grid = figure.subplots(len(charts), n_columns, squeeze=False)
+        lines = {}
+        for row, shown in zip(grid, charts, strict=True):
+            for axes, chart in zip(row, shown, strict=False):
+                lines |= {series.label: line for series, line in _plot_series(axes, chart, style_of)}
+                axes.set_title(short(chart.title.split(":")[0]), loc="left", fontsize=8)
+            for axes in row[len(shown) :]:
+                axes.set_axis_off()
+        known = [label for label in labels if label in lines]
+        figure.legend([lines[label] for label in known], known, loc="outside lower center", ncols=6, frameon=False)
+
+
+@contextmanager
+def _picture(name: str, width: float, height: float, file: str | os.PathLike[str]) -> Iterator[MatplotlibFigure]:
+    """A figure of so many inches to draw on, which becomes `file` at the end."""
     # Slow to import, and of use here alone.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -35,27 +78,11 @@ def draw(view: LineChart | HeatMap, file: str | os.PathLike[str]) -> None:
     file = Path(file)
     if file.suffix not in (".png", ".svg"):
         raise InputError(f"{file}: expected a file that ends in .png or .svg; rename it")
-    if not has_figures(view):
-        raise InputError(f"chart {view.name}: there are no figures to draw; leave it out")
     # A fixed salt, no date: names of SVG elements are random otherwise. Text stays text, dollars included.
-    style: dict[Any, Any] = {
-        "svg.hashsalt": view.name,
-        "svg.fonttype": "none",
-        "font.size": 9,
-        "text.parse_math": False,
-    }
-    width, height, label_width = _size(view)
-    # A character of the title, which begins where the labels end, is about 0.06 inches wide, a line of it 0.15 high.
-    n_characters = int((width - label_width) / 0.06)
-    said = [line for text in (view.title, *view.notes) for line in wrap(text, n_characters)]
+    style: dict[Any, Any] = {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9, "text.parse_math": False}
     with rc_context(style):
-        figure = Figure(figsize=(width, height + 0.15 * len(said)), dpi=200, layout="constrained")
-        axes = figure.subplots()
-        if isinstance(view, LineChart):
-            _draw_lines(axes, view)
-        else:
-            _draw_heat_map(axes, view)
-        axes.set_title("\n".join(said), loc="left", fontsize=8)
+        figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
+        yield figure
         temporary = file.with_name(f".{file.name}")
         figure.savefig(temporary, format=file.suffix[1:], metadata={"Date": None} if file.suffix == ".svg" else None)
     os.replace(temporary, file)
@@ -78,28 +105,39 @@ def _lines_height(n_lines: int) -> float:
 
 
 def _draw_lines(axes: Axes, chart: LineChart) -> None:
+    ends = []
+    for series, line in _plot_series(axes, chart):
+        y = np.asarray(line.get_ydata(), float)
+        last = np.flatnonzero(~np.isnan(y))[-1]
+        ends.append((y[last], series.x[last], series.label, line.get_color()))
+    _label_ends(axes, ends)
+
+
+def _plot_series(
+    axes: Axes, chart: LineChart, style_of: Mapping[str, int] | None = None
+) -> list[tuple[Series, Line2D]]:
+    """The lines with their bands, and the axes; looks by place among the lines drawn, or by `style_of` the label."""
     from matplotlib.ticker import MaxNLocator
 
     scale = 100 if chart.unit == "%" else 1
     drawn = [series for series in chart.series if any(value is not None for value in series.y)]
-    ends = []
-    for i, series in enumerate(drawn):
+    found = []
+    for place, series in enumerate(drawn):
+        i = place if style_of is None else style_of[series.label]
         x, y = np.array(series.x, float), scale * np.array(series.y, float)
         color = _COLOURS[i % len(_COLOURS)]
         dashes, mark = _DASHES[i % len(_DASHES)], _MARKS[i % len(_MARKS)]
-        axes.plot(x, y, color=color, linestyle=dashes, marker=mark, markersize=3.5, linewidth=1.4)
+        found += axes.plot(x, y, color=color, linestyle=dashes, marker=mark, markersize=3.5, linewidth=1.4)
         if series.low and series.high:
             low, high = scale * np.array(series.low, float), scale * np.array(series.high, float)
             axes.fill_between(x, low, high, color=color, alpha=0.1 / max(1, len(drawn) / 4), linewidth=0)
-        last = np.flatnonzero(~np.isnan(y))[-1]
-        ends.append((y[last], x[last], series.label, color))
-    _label_ends(axes, ends)
     unit = " in %" if chart.unit == "%" and "%" not in chart.y_label else ""
     axes.set(xlabel=short(chart.x_label), ylabel=short(chart.y_label) + unit)
     whole = all(value == int(value) for series in drawn for value in series.x)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=whole))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
+    return list(zip(drawn, found, strict=True))
 
 
 def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:

@@ -20,7 +20,7 @@ from sessiongym.evaluate.exports import (
     table_markdown,
     write_views,
 )
-from sessiongym.evaluate.plots import draw
+from sessiongym.evaluate.plots import draw, draw_grid
 from sessiongym.evaluate.views import (
     Column,
     Figure,
@@ -276,6 +276,18 @@ def test_signed_heat_maps_show_signs(tmp_path):
     draw(heat, tmp_path / "heat.svg")
     text = (tmp_path / "heat.svg").read_text(encoding="utf-8").replace("\N{MINUS SIGN}", "-")
     assert all(f">{value}</text>" in text for value in ("-0.50", "+0.25", "+0.00"))
+
+
+def test_charts_of_one_picture_share_their_looks_and_their_legend(tmp_path):
+    one = LineChart("one", "Over x: a", "x", "y", (Series("a", (1, 2), (0.1, 0.2)), Series("b", (1, 2), (0.3, None))))
+    two = LineChart("two", "Over z: b", "z", "y", (Series("b", (1, 2), (0.1, 0.2)),))
+    for ending in ("svg", "png"):
+        draw_grid([[one, two], [two]], tmp_path / f"grid.{ending}")
+    text = (tmp_path / "grid.svg").read_text(encoding="utf-8")
+    assert [len(re.findall(f">{label}</text>", text)) for label in ("Over x", "Over z", "a", "b")] == [1, 2, 1, 1]
+    # A line, its marks and the legend; b has the look of the second series where it is the first one drawn, too.
+    assert text.count("stroke: #d55e00") > text.count("stroke: #0072b2") > 0
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("view", [LineChart("no", "t", "x", "y", ()), HeatMap("no", "t", ("a",), ("b",), ((None,),))])

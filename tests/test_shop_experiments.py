@@ -34,6 +34,7 @@ from sessiongym.evaluate.shop_experiments.logs import shop_log
 from sessiongym.evaluate.shop_experiments.policies import deployed, shop_scores
 from sessiongym.evaluate.shop_experiments.results import Outcome, Truth
 from sessiongym.evaluate.shop_experiments.run import make_shop_plan, run_shop_experiment
+from sessiongym.evaluate.shop_experiments.views import panels_of
 from sessiongym.evaluate.views import HeatMap, LineChart, Table
 
 N = 40
@@ -70,6 +71,7 @@ def in_process(monkeypatch):
     monkeypatch.setattr("sessiongym.evaluate.shop_experiments.run.compute_cells", cells_of)
     monkeypatch.setattr("sessiongym.evaluate.shop_experiments.run.compute_values", values_of)
     monkeypatch.setattr("sessiongym.evaluate.exports.has_figures", lambda view: False)
+    monkeypatch.setattr("sessiongym.evaluate.shop_experiments.run.panels_of", lambda views: [])
     return computed
 
 
@@ -265,6 +267,10 @@ def test_cold_start_has_caps_new_items_and_short_sessions(tmp_path, in_process):
     assert {"recall-all-new-shoppers", "gain-new-item-share", "recall-new-new-item-share", "gain-decide-rate"} <= set(
         views
     )
+    assert [[chart.name for chart in row] for row in panels_of(list(views.values()))] == [
+        [f"{figure}-{over}" for over in ("new-shoppers", "new-item-share", "decide-rate")]
+        for figure in ("gain", "recall-all", "recall-all-explore")
+    ]
     models = views["models-new-item-share-0-5"]
     assert isinstance(models, Table)
     place = experiment.metrics.index(Metric("after training", "recall", 5))

@@ -26,7 +26,7 @@ from .definitions import ShopExperiment
 from .logs import ShopLog, shop_log
 from .results import Outcome, replay_figures, truth_of
 from .values import Valuation, compute_values, is_known, read_value
-from .views import views_of
+from .views import panels_of, views_of
 
 _CAP_EXTRA: Extra = "cold-start"
 
@@ -138,7 +138,8 @@ def run_shop_experiment(
 ) -> list[View]:
     """Compute what is missing and write tables and charts to `out`; interrupted, the same call goes on.
 
-    `out` gets ``views.json``, ``tables/``, ``plots/`` and ``manifest.json``. Raises `InputError` where `out` holds
+    `out` gets ``views.json``, ``tables/``, ``plots/`` and ``manifest.json``; where there are curves over knobs, they
+    are one picture as well, named as the experiment. Raises `InputError` where `out` holds
     something else, or another experiment and `overwrite` is off; `BrokenExecutor` where a worker process dies.
     """
     described = _describe(plan, ties)
@@ -156,6 +157,11 @@ def run_shop_experiment(
     # Everything here is derived from cells and values, so replacing an older version loses nothing.
     with new_folder(out, overwrite=True) as work:
         write_views(work, views)
+        if panels := panels_of(views):
+            from ..plots import draw_grid
+
+            for ending in ("svg", "png"):
+                draw_grid(panels, work / "plots" / f"{plan.experiment.name}.{ending}")
         write_json(work / "manifest.json", described)
     return views
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...envs.shop.live_config import LiveShopConfig
+from ..exports import has_figures
 from ..statistics import percentile_interval
 from ..views import Column, Figure, HeatMap, LineChart, Row, Series, Table, View
 from .correlation import RESAMPLES
@@ -72,6 +73,16 @@ def views_of(
     views += [_correlation_chart(panel) for panel in panels]
     views += [_models(outcome, ties) for outcome in (*shops.values(), *capped.values())]
     return views
+
+
+def panels_of(views: Sequence[View]) -> list[list[LineChart]]:
+    """The charts over what is told and over knobs, for one picture: a row a figure, what is earned first."""
+    rows: dict[str, list[LineChart]] = {}
+    for view in views:
+        if isinstance(view, LineChart) and view.name.startswith(("gain-", "recall-")) and has_figures(view):
+            rows.setdefault(view.y_label, []).append(view)
+    n_panels = max(map(len, rows.values()), default=0)
+    return [row for row in rows.values() if len(row) == n_panels]
 
 
 def _correlations(outcomes: Sequence[Outcome], unseen_only: bool) -> list[View]:
