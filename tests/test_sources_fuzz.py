@@ -522,15 +522,23 @@ def check_log(data: PreparedData) -> None:
     assert set(data.train.item.tolist()) == set(range(data.train.n_train_items))
 
 
+def fields_of(line: bytes, shape: Shape) -> list[str]:
+    text = line.decode(errors="surrogateescape")
+    return next(csv.reader([text], delimiter=shape.sep)) if shape.quoted else text.split(shape.sep)
+
+
 def check_account(data: PreparedData, shape: Shape, content: bytes) -> None:
     """Every event of every line is in the log or dropped for a reason, and the log has no others."""
     expected = Counter(shape.beside)
     lines = enumerate(file_lines(content.removeprefix(BYTE_ORDER_MARK)), start=1)
     filled = [(place, plain(line)) for place, line in lines if plain(line)]
+    found_names = fields_of(filled[0][1], shape) if shape.header else []
+    names = fields_of(plain(shape.header), shape) if shape.header else []
+    # A header with two names swapped says that the columns are.
+    moved = {place: found_names.index(name) for place, name in enumerate(names) if name in found_names}
     for place, line in filled[bool(shape.header) :]:
-        text = line.decode(errors="surrogateescape")
-        fields = next(csv.reader([text], delimiter=shape.sep)) if shape.quoted else text.split(shape.sep)
-        expected.update(shape.events(fields, place))
+        fields = fields_of(line, shape)
+        expected.update(shape.events([fields[moved.get(i, i)] for i in range(len(fields))], place))
     found = logged(data, shape)
     assert found <= expected
     dropped = {drop["reason"]: drop["events"] for drop in data.manifest["dropped"]}

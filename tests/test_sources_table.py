@@ -324,6 +324,12 @@ def test_a_first_time_that_is_not_utf8_is_refused_by_its_line(table):
         table(EVENTS.encode().replace(b"a,x,0", b"a,x,\x80"), time_unit="iso")
 
 
+def test_the_name_of_a_column_that_nobody_needs_may_be_anything(table):
+    head, *rows = EVENTS.encode().splitlines()
+    extra = b"\n".join([head + b",\x80", *(row + b",1" for row in rows)]) + b"\n"
+    assert table(extra).fingerprint() == table().fingerprint()
+
+
 COLUMNS_OF_PARQUET = {
     "int8": pa.array(range(6), pa.int8()),
     "beyond int64": pa.array([2**64 - 1 - n for n in range(6)], pa.uint64()),

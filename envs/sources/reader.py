@@ -177,9 +177,11 @@ def parse_csv(
     block_bytes: int = _BLOCK_BYTES,
 ) -> pa.Table:
     """The columns in `types`, as Arrow reads them; raises its errors, which do not name the line."""
+    # Arrow takes no name that is not UTF-8, not even of a column that nobody asked for.
+    names = [name.encode(errors="backslashreplace").decode() for name in columns]
     return pyarrow.csv.read_csv(
         source,
-        read_options=pyarrow.csv.ReadOptions(column_names=columns, skip_rows=skip_rows, block_size=block_bytes),
+        read_options=pyarrow.csv.ReadOptions(column_names=names, skip_rows=skip_rows, block_size=block_bytes),
         parse_options=pyarrow.csv.ParseOptions(delimiter=sep, quote_char='"' if quoted else False),
         convert_options=pyarrow.csv.ConvertOptions(
             column_types=types, include_columns=list(types), null_values=[""], strings_can_be_null=False
