@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
@@ -139,7 +140,7 @@ def make_model(config: SB3Config, train: SessionLog, seed: int, device: torch.de
         **_options(config, seed),
     )
     algorithm, policy, arguments = algorithm_of(config)
-    return algorithm(
+    model: BaseAlgorithm = algorithm(
         policy,
         SB3VecEnv(env),
         policy_kwargs=arguments,
@@ -148,6 +149,9 @@ def make_model(config: SB3Config, train: SessionLog, seed: int, device: torch.de
         device=device,
         **config.algorithm_arguments(),
     )
+    # The algorithm's own logger would make a folder in the temporary one for every training, and leave it there.
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    return model
 
 
 def _options(config: SB3Config, seed: int) -> dict[str, Any]:

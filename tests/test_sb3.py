@@ -440,6 +440,12 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(log, name):
     assert not same(first, weights(SB3Agent(config, seed=2).fit(log)))
 
 
+def test_training_leaves_nothing_in_the_temporary_folder(log, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    SB3Agent(small("sb3-a2c", total_steps=64, evaluation_steps=64)).fit(log)
+    assert not list(tmp_path.iterdir())
+
+
 def test_training_leaves_the_random_streams_of_the_process_alone(log):
     torch.manual_seed(5), np.random.seed(5)  # noqa: NPY002
     expected = torch.rand(2), np.random.rand(2)  # noqa: NPY002
