@@ -126,7 +126,9 @@ def _glance(table: Table) -> HeatMap:
     rows, columns = tuple(row.label for row in table.rows), tuple(column.label for column in table.columns)
     values = tuple(tuple(figure.value for figure in row.figures) for row in table.rows)
     title = f"{table.title}, at a glance"
-    return HeatMap(f"{table.name}-map", title, rows, columns, values, "", 2, True, table.notes)
+    return HeatMap(
+        f"{table.name}-map", title, rows, columns, values, unit="", decimals=2, signed=True, notes=table.notes
+    )
 
 
 def _pairs(outcomes: Sequence[Outcome], unseen_only: bool) -> Table:
